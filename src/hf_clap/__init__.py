@@ -1,0 +1,57 @@
+"""hf_clap: contrastive language-audio pretraining, native to Hugging Face."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+
+from .audio import load_audio
+from .configuration_hf_clap import HfClapCnn14Config, HfClapConfig, HfClapPatchCnnConfig
+from .feature_extraction_hf_clap import AudioError, HfClapFeatureExtractor, as_waveform
+from .losses import contrastive_loss
+from .modeling_cnn14 import HfClapCnn14Model
+from .modeling_hf_clap import (
+    HfClapAudioModelWithProjection,
+    HfClapModel,
+    HfClapOutput,
+    HfClapTextModelWithProjection,
+)
+from .modeling_patch_cnn import HfClapPatchCnnModel
+from .pipeline import TINY, HfClapPipeline, pipeline
+from .processing_hf_clap import HfClapProcessor
+
+__version__ = "0.1.0"
+
+for _config, _model in (
+    (HfClapConfig, HfClapModel),
+    (HfClapCnn14Config, HfClapCnn14Model),
+    (HfClapPatchCnnConfig, HfClapPatchCnnModel),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+AutoFeatureExtractor.register(HfClapConfig, HfClapFeatureExtractor, exist_ok=True)
+AutoProcessor.register(HfClapConfig, HfClapProcessor, exist_ok=True)
+
+# A pushed checkpoint carries these classes' files, so that it loads with trust_remote_code=True without hf_clap.
+HfClapConfig.register_for_auto_class()
+HfClapModel.register_for_auto_class("AutoModel")
+HfClapFeatureExtractor.register_for_auto_class()
+HfClapProcessor.register_for_auto_class()
+
+__all__ = [
+    "TINY",
+    "AudioError",
+    "HfClapAudioModelWithProjection",
+    "HfClapCnn14Config",
+    "HfClapCnn14Model",
+    "HfClapConfig",
+    "HfClapFeatureExtractor",
+    "HfClapModel",
+    "HfClapOutput",
+    "HfClapPatchCnnConfig",
+    "HfClapPatchCnnModel",
+    "HfClapPipeline",
+    "HfClapProcessor",
+    "HfClapTextModelWithProjection",
+    "as_waveform",
+    "contrastive_loss",
+    "load_audio",
+    "pipeline",
+]

@@ -1,0 +1,202 @@
+"""The command line: `hf-clap tag`. Results go to stdout, everything else to stderr."""
+
+import argparse
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers.utils import logging
+
+from .audio import load_audio
+from .pipeline import DEFAULT_TEMPLATE, TINY, pipeline
+
+AUDIO_SUFFIXES = {
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".flac",
+    ".m4a",
+    ".mp3",
+    ".mp4",
+    ".oga",
+    ".ogg",
+    ".opus",
+    ".wav",
+    ".webm",
+    ".wma",
+}  # what is taken from a folder; a file that is named is read whatever its name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Args:
+        arguments: the words after `hf-clap`; the process's own when absent.
+
+    Returns:
+        int: the exit code: 0 if all went well, 1 if a file could not be read, 2 if the call is wrong.
+    """
+    options = _parser().parse_args(arguments)
+    logging.disable_progress_bar()
+    try:
+        return options.run(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"hf-clap: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-clap", description="Contrastive language-audio pretraining.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    tag = commands.add_parser("tag", help="score labels for sound files", description="Score labels for sound files.")
+    tag.set_defaults(run=_tag)
+    tag.add_argument("audio", nargs="+", metavar="AUDIO", help="files, folders (searched through), globs or URLs")
+    labels = tag.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--labels", help='labels separated by commas, as in "dog, rain"')
+    labels.add_argument("--labels-file", type=Path, help="a text file with one label on each line")
+    tag.add_argument(
+        "--template",
+        action="append",
+        help=f"sentence with {{}} for the label; may be given several times (default: {DEFAULT_TEMPLATE!r})",
+    )
+    tag.add_argument(
+        "--model", default=TINY, help="folder or Hub id of a hf_clap checkpoint (default: the bundled one)"
+    )
+    tag.add_argument("--top-k", type=int, help="how many labels to print for each file (default: all)")
+    tag.add_argument("--threshold", type=float, help="least score to print, 0 to 1")
+    tag.add_argument("--multi-label", action="store_true", help="score each label on its own")
+    tag.add_argument("--timestamps", action="store_true", help="score window by window")
+    tag.add_argument(
+        "--window", type=float, default=2.0, metavar="S", help="length of these windows in s (default: 2)"
+    )
+    tag.add_argument("--hop", type=float, metavar="S", help="seconds from one to the next (default: the window)")
+    tag.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw the labels over time under the waveform of one file"
+    )
+    tag.add_argument("--batch-size", type=int, default=8, help="windows embedded at a time (default: 8)")
+    tag.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
+    tag.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
+    tag.add_argument("--format", choices=tuple(FORMATS), default="table", help="of what is printed")
+    return parser
+
+
+def _tag(options: argparse.Namespace) -> int:
+    paths = list(_find_audio(options.audio))
+    if options.plot and len(paths) != 1:
+        raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
+    if options.plot:
+        from .plot import plot_timeline  # matplotlib is an extra: say so before the work, not after it
+    tagger = pipeline(options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size)
+    settings = {
+        "candidate_labels": _read_labels(options),
+        "hypothesis_template": options.template or DEFAULT_TEMPLATE,
+        "multi_label": options.multi_label,
+        "window_s": options.window,
+        "hop_s": options.hop,
+    }
+    results = tagger.iterate(
+        paths,
+        top_k=options.top_k,
+        threshold=options.threshold,
+        return_timestamps=options.timestamps,
+        on_error="return",
+        **settings,
+    )
+    progress = tqdm(results, total=len(paths), unit="file", file=sys.stderr, disable=None if len(paths) > 1 else True)
+    failed = False
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal failed
+        for path, result in zip(paths, progress, strict=True):
+            if isinstance(result, Exception):
+                failed = True
+                tqdm.write(f"hf-clap: {result}", file=sys.stderr)
+                yield {"path": path, "error": str(result)}
+            else:
+                yield {"path": path, "predictions": result}
+
+    for line in FORMATS[options.format](rows()):
+        tqdm.write(line)  # prints around the progress bar, to stdout
+    if options.plot and not failed:
+        timeline = tagger(paths[0], return_timestamps=True, **settings)
+        waveform = load_audio(paths[0], tagger.sampling_rate)
+        plot_timeline(options.plot, waveform, tagger.sampling_rate, timeline)
+    return 1 if failed else 0
+
+
+def _find_audio(names: list[str]) -> Iterator[str]:
+    """Files as they are named, the audio files in folders, what globs match. Missing files stay, to be reported."""
+    for name in names:
+        if name.startswith(("http://", "https://")):
+            yield name
+        elif Path(name).is_dir():
+            found = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            if not found:
+                raise ValueError(f"There are no audio files in {name}; name a folder that holds some, or the files.")
+            yield from map(str, found)
+        elif not Path(name).exists() and glob.has_magic(name):
+            found_by_glob = sorted(glob.glob(name, recursive=True))
+            if not found_by_glob:
+                raise ValueError(f"Nothing matches {name}; check the pattern.")
+            yield from found_by_glob
+        else:
+            yield name
+
+
+def _read_labels(options: argparse.Namespace) -> list[str] | str:
+    if options.labels is not None:
+        return options.labels
+    lines = options.labels_file.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def _table(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        if "error" in row:
+            continue  # on stderr, as a sentence
+        yield row["path"]
+        for prediction in row["predictions"]:
+            span = prediction.get("timestamp")
+            time = f"{span[0]:8.2f} - {span[1]:7.2f} s" if span else ""
+            yield f"{time}  {prediction['score']:.3f}  {prediction['label']}"
+
+
+def _json(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """One document, row after row, so that nothing is held back."""
+    separator = "["
+    for row in rows:
+        yield separator
+        yield json.dumps(row, ensure_ascii=False)
+        separator = ","
+    yield "[]" if separator == "[" else "]"
+
+
+def _csv(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """One line for each prediction; a failed file has one with its error."""
+    yield _csv_line(["path", "start_s", "end_s", "label", "score", "error"])
+    for row in rows:
+        for prediction in row.get("predictions", []):
+            start, end = prediction.get("timestamp", ("", ""))
+            yield _csv_line([row["path"], start, end, prediction["label"], prediction["score"], ""])
+        if "error" in row:
+            yield _csv_line([row["path"], "", "", "", "", row["error"]])
+
+
+def _csv_line(cells: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+FORMATS: dict[str, Callable[[Iterator[dict[str, Any]]], Iterator[str]]] = {"table": _table, "json": _json, "csv": _csv}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Configurations: one per audio tower, and `HfClapConfig` that joins an audio and a text tower."""
+
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+
+@strict
+class HfClapCnn14Config(PreTrainedConfig):
+    r"""
+    Configuration of the PANNs CNN tower (Kong et al. 2019, arXiv 1912.10211), the audio tower of CLAP 2022.
+    The defaults are Cnn14; Cnn10 and Cnn6 differ in widths only.
+
+    Args:
+        num_mel_bins (`int`, defaults to 64): mel bins of the input.
+        channels (`tuple[int, ...]`): output channels of each convolution block; the last one is the hidden size.
+        pool_sizes (`tuple[int, ...]`): side of the average pooling after each block, as many as `channels`.
+        convs_per_block (`int`, defaults to 2): convolutions in a block.
+        kernel_size (`int`, defaults to 3): side of their kernels.
+        block_dropout (`float`, defaults to 0.2): dropout after each block, in training.
+        hidden_dropout (`float`, defaults to 0.5): dropout around the last linear layer, in training.
+
+    Example:
+
+    ```python
+    >>> from hf_clap import HfClapCnn14Config
+
+    >>> HfClapCnn14Config().hidden_size
+    2048
+    >>> cnn10 = HfClapCnn14Config(channels=(64, 128, 256, 512), pool_sizes=(2, 2, 2, 2))
+    >>> cnn6 = HfClapCnn14Config(
+    ...     channels=(64, 128, 256, 512), pool_sizes=(2, 2, 2, 2), convs_per_block=1, kernel_size=5
+    ... )
+
+    ```
+    """
+
+    model_type = "hf_clap_cnn14"
+    base_config_key = "audio_config"
+
+    num_mel_bins: int = 64
+    channels: list[int] | tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    pool_sizes: list[int] | tuple[int, ...] = (2, 2, 2, 2, 2, 1)
+    convs_per_block: int = 2
+    kernel_size: int = 3
+    block_dropout: float = 0.2
+    hidden_dropout: float = 0.5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if len(self.channels) != len(self.pool_sizes):
+            raise ValueError(
+                f"channels and pool_sizes describe the same blocks, but have {len(self.channels)} and "
+                f"{len(self.pool_sizes)} entries; give one pool size per block."
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.channels[-1]
+
+
+@strict
+class HfClapPatchCnnConfig(PreTrainedConfig):
+    r"""
+    Configuration of the patch CNN tower: MobileNetV1 (Howard et al. 2017, arXiv 1704.04861) over overlapping log-mel
+    patches, as YAMNet uses it. The defaults are YAMNet's.
+
+    Args:
+        num_mel_bins (`int`, defaults to 64): mel bins of the input.
+        patch_frames (`int`, defaults to 96): frames in a patch (0.96 s at a hop of 10 ms).
+        patch_hop_frames (`int`, defaults to 48): frames from one patch to the next.
+        stem_channels (`int`, defaults to 32): output channels of the first convolution.
+        channels (`tuple[int, ...]`): output channels of each depthwise-separable convolution; the last one is the
+            hidden size.
+        strides (`tuple[int, ...]`): stride of each, as many as `channels`.
+    """
+
+    model_type = "hf_clap_patch_cnn"
+    base_config_key = "audio_config"
+
+    num_mel_bins: int = 64
+    patch_frames: int = 96
+    patch_hop_frames: int = 48
+    stem_channels: int = 32
+    channels: list[int] | tuple[int, ...] = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+    strides: list[int] | tuple[int, ...] = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if len(self.channels) != len(self.strides):
+            raise ValueError(
+                f"channels and strides describe the same layers, but have {len(self.channels)} and "
+                f"{len(self.strides)} entries; give one stride per layer."
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.channels[-1]
+
+
+AUDIO_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    config.model_type: config for config in (HfClapCnn14Config, HfClapPatchCnnConfig)
+}
+
+
+@strict
+class HfClapConfig(PreTrainedConfig):
+    r"""
+    Configuration of a CLAP model: an audio tower, a text tower and a projection of each into one space.
+    The defaults are CLAP 2022 (Elizalde et al., arXiv 2206.04769): Cnn14, BERT [CLS], 1024 dimensions.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`): any transformers text encoder; BERT base when absent.
+        audio_config (`PreTrainedConfig` or `dict`): one of hf_clap's audio towers, named by its `model_type`; Cnn14
+            when absent.
+        projection_dim (`int`, defaults to 1024): dimensions of the joint space.
+        projection (`str`, defaults to `"residual_mlp"`): `residual_mlp` (msclap), `mlp` (LAION), `linear` or
+            `concept` (the joint space is a bank of named concepts, see `ConceptAudioProjection`).
+        projection_dropout (`float`, defaults to 0.5): dropout inside `residual_mlp`, in training.
+        text_pooling (`str`, defaults to `"cls"`): `cls`, `mean`, `last` (token, by the attention mask) or `pooler`.
+        logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): initial logarithm of the logit scale.
+        logit_bias_init_value (`float`, *optional*): initial bias of the logits; without it the model has none.
+        concept_labels (`list[str]`, *optional*): the names of the `concept` projection's dimensions.
+
+    Raises:
+        ValueError: for an audio tower that hf_clap does not know, or concept labels that do not match the dimensions.
+
+    Example:
+
+    ```python
+    >>> from hf_clap import HfClapConfig
+
+    >>> config = HfClapConfig(audio_config={"model_type": "hf_clap_patch_cnn"}, projection_dim=512)
+    >>> config.audio_config.hidden_size
+    1024
+
+    ```
+    """
+
+    model_type = "hf_clap"
+    sub_configs = {"text_config": PreTrainedConfig, "audio_config": PreTrainedConfig}
+
+    text_config: Any = None
+    audio_config: Any = None
+    projection_dim: int = 1024
+    projection: Literal["residual_mlp", "mlp", "linear", "concept"] = "residual_mlp"
+    projection_dropout: float = 0.5
+    text_pooling: Literal["cls", "mean", "last", "pooler"] = "cls"
+    logit_scale_init_value: float = math.log(1 / 0.07)
+    logit_bias_init_value: float | None = None
+    concept_labels: list[str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _sub_config(self.text_config, CONFIG_MAPPING, default="bert")
+        self.audio_config = _sub_config(self.audio_config, AUDIO_CONFIGS, default="hf_clap_cnn14")
+        super().__post_init__(**kwargs)
+        if self.concept_labels is not None and len(self.concept_labels) != self.projection_dim:
+            raise ValueError(
+                f"{len(self.concept_labels)} concept_labels name the {self.projection_dim} dimensions of the joint "
+                f"space; set projection_dim={len(self.concept_labels)}."
+            )
+
+
+def _sub_config(config: dict[str, Any] | PreTrainedConfig | None, known: Any, default: str) -> PreTrainedConfig:
+    """A tower's configuration object from whatever `config.json` or the caller holds."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = dict(config or {})
+    model_type = values.pop("model_type", default)
+    if model_type not in known:
+        raise ValueError(f"There is no tower of model_type {model_type!r}; choose one of {', '.join(sorted(known))}.")
+    return known[model_type](**values)

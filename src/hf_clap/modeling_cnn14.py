@@ -1,0 +1,108 @@
+"""Cnn14, the audio tower of CLAP 2022 (PANNs, Kong et al. 2019, arXiv 1912.10211), with time kept."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .configuration_hf_clap import HfClapCnn14Config
+
+
+class Cnn14Block(GradientCheckpointingLayer):
+    """Convolutions with batch norm and ReLU, average pooling, dropout."""
+
+    def __init__(self, config: HfClapCnn14Config, in_channels: int, out_channels: int, pool_size: int):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(
+                in_channels if index == 0 else out_channels,
+                out_channels,
+                config.kernel_size,
+                padding=config.kernel_size // 2,
+                bias=False,
+            )
+            for index in range(config.convs_per_block)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in range(config.convs_per_block))
+        self.pool_size = pool_size
+        self.dropout = nn.Dropout(config.block_dropout)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = F.relu(norm(conv(hidden)))
+        return self.dropout(F.avg_pool2d(hidden, self.pool_size))
+
+
+class HfClapCnn14Model(PreTrainedModel):
+    """
+    Cnn14 over log-mels in dB. Also Cnn6 and Cnn10, by configuration.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clap import HfClapCnn14Config, HfClapCnn14Model
+
+    >>> tower = HfClapCnn14Model(HfClapCnn14Config(channels=(8, 16), pool_sizes=(2, 2))).eval()
+    >>> output = tower(torch.zeros(1, 1, 100, 64))
+    >>> output.last_hidden_state.shape, output.pooler_output.shape
+    (torch.Size([1, 25, 16]), torch.Size([1, 16]))
+
+    ```
+    """
+
+    config: HfClapCnn14Config
+    config_class = HfClapCnn14Config
+    base_model_prefix = "audio_model"
+    main_input_name = "input_features"
+    input_modalities = ["audio"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Cnn14Block"]
+
+    def __init__(self, config: HfClapCnn14Config):
+        super().__init__(config)
+        self.input_norm = nn.BatchNorm2d(config.num_mel_bins)
+        self.blocks = nn.ModuleList(
+            Cnn14Block(config, in_channels, out_channels, pool_size)
+            for in_channels, out_channels, pool_size in zip(
+                [1, *config.channels[:-1]], config.channels, config.pool_sizes, strict=True
+            )
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size)
+        self.post_init()
+
+    def forward(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_features: `(batch, 1, frames, mels)`, windows of one length.
+            input_features_mask: not supported, because the published weights know fixed windows only.
+
+        Returns:
+            BaseModelOutputWithPooling: `last_hidden_state` `(batch, steps, hidden)`, where a step is as many frames as
+            the product of the pool sizes (32), and `pooler_output` `(batch, hidden)`.
+
+        Raises:
+            ValueError: for masked input, or clips too short for the poolings.
+        """
+        if input_features_mask is not None:
+            raise ValueError("Cnn14 takes windows of one length; set the feature extractor's min_length_s to None.")
+        shortest = 1
+        for pool_size in self.config.pool_sizes:
+            shortest *= pool_size
+        if input_features.shape[2] < shortest:
+            raise ValueError(
+                f"Cnn14 needs at least {shortest} frames and got {input_features.shape[2]}; fill the clip, as the "
+                "feature extractor does."
+            )
+        hidden = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)  # (batch, 1, frames, mels)
+        for block in self.blocks:
+            hidden = block(hidden)  # (batch, channels, steps, bins)
+        last_hidden_state = hidden.mean(dim=3).transpose(1, 2)  # (batch, steps, hidden)
+        pooled = last_hidden_state.amax(dim=1) + last_hidden_state.mean(dim=1)  # (batch, hidden)
+        pooled = self.dropout(F.relu(self.linear(self.dropout(pooled))))
+        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooled)

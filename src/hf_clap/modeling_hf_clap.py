@@ -1,0 +1,466 @@
+"""Two towers -> pooling -> projection -> similarity."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_hf_clap import HfClapConfig
+from .losses import contrastive_loss
+from .modeling_cnn14 import HfClapCnn14Model
+from .modeling_patch_cnn import HfClapPatchCnnModel
+
+AUDIO_MODELS: dict[str, type[PreTrainedModel]] = {
+    model.config_class.model_type: model for model in (HfClapCnn14Model, HfClapPatchCnnModel)
+}
+
+MAX_LOGIT_SCALE = 100.0  # of the paper (section 3.3), so that training stays stable
+
+
+@dataclass
+class HfClapOutput(ModelOutput):
+    """
+    Output of `HfClapModel`.
+
+    Args:
+        loss: scalar contrastive loss, with `return_loss=True`.
+        logits_per_audio: `(clips, texts)`, cosine similarities times the logit scale, plus the logit bias if any.
+        logits_per_text: `(texts, clips)`, its transpose.
+        audio_embeds: `(clips, projection_dim)`, L2-normalised.
+        text_embeds: `(texts, projection_dim)`, L2-normalised.
+        audio_model_output: output of the audio tower.
+        text_model_output: output of the text tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_audio: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    audio_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class HfClapAudioModelOutput(ModelOutput):
+    """`audio_embeds` `(clips, projection_dim)`, L2-normalised, and the audio tower's `last_hidden_state`."""
+
+    audio_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+@dataclass
+class HfClapTextModelOutput(ModelOutput):
+    """`text_embeds` `(texts, projection_dim)`, L2-normalised, and the text tower's `last_hidden_state`."""
+
+    text_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+class ResidualMlpProjection(nn.Module):
+    """msclap's projection (`models/clap.py`): LayerNorm(e + dropout(W2 gelu(e))) with e = W1 x, no biases."""
+
+    def __init__(self, config: HfClapConfig, hidden_size: int):
+        super().__init__()
+        self.linear1 = nn.Linear(hidden_size, config.projection_dim, bias=False)
+        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.layer_norm = nn.LayerNorm(config.projection_dim)
+        self.dropout = nn.Dropout(config.projection_dropout)
+
+    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        embeds = self.linear1(output.pooler_output)
+        return self.layer_norm(embeds + self.dropout(self.linear2(F.gelu(embeds))))
+
+
+class MlpProjection(nn.Module):
+    """LAION's projection: two linear layers with a ReLU between them."""
+
+    def __init__(self, config: HfClapConfig, hidden_size: int):
+        super().__init__()
+        self.linear1 = nn.Linear(hidden_size, config.projection_dim)
+        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim)
+
+    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        return self.linear2(F.relu(self.linear1(output.pooler_output)))
+
+
+class LinearProjection(nn.Module):
+    """One linear layer, no bias."""
+
+    def __init__(self, config: HfClapConfig, hidden_size: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, config.projection_dim, bias=False)
+
+    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        return self.linear(output.pooler_output)
+
+
+class ConceptAudioProjection(nn.Module):
+    """
+    Audio in the space of named concepts: how present each concept is in the clip. A classifier scores every step, and
+    sqrt(max x mean) over time lets a short event count without drowning what lasts. `log_weight` brings concepts that
+    are found in everything (speech, music) down to the others: -0.3 ln(prior) in the bundled checkpoint.
+    """
+
+    def __init__(self, config: HfClapConfig, hidden_size: int):
+        super().__init__()
+        self.classifier = nn.Linear(hidden_size, config.projection_dim)
+        self.log_weight = nn.Parameter(torch.zeros(config.projection_dim))
+
+    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        scores = self.classifier(output.last_hidden_state).sigmoid()  # (batch, steps, concepts), in (0, 1)
+        step_mask = output.get("step_mask")
+        if step_mask is None:
+            mean = scores.mean(dim=1)
+        else:
+            scores = scores.masked_fill(~step_mask[..., None], 0)
+            mean = scores.sum(dim=1) / step_mask.sum(dim=1, keepdim=True)
+        return (scores.amax(dim=1) * mean).sqrt() * self.log_weight.exp()
+
+
+class ConceptTextProjection(nn.Module):
+    """Text in the space of named concepts: softmax over its cosine similarities to each concept's prototype."""
+
+    def __init__(self, config: HfClapConfig, hidden_size: int):
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.empty(config.projection_dim, hidden_size))
+        self.inverse_temperature = nn.Parameter(torch.tensor(12.0))
+
+    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        similarity = F.normalize(output.pooler_output, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        return (self.inverse_temperature * similarity).softmax(dim=-1)
+
+
+AUDIO_PROJECTIONS: dict[str, Any] = {
+    "residual_mlp": ResidualMlpProjection,
+    "mlp": MlpProjection,
+    "linear": LinearProjection,
+    "concept": ConceptAudioProjection,
+}
+TEXT_PROJECTIONS: dict[str, Any] = AUDIO_PROJECTIONS | {"concept": ConceptTextProjection}
+
+
+def pool_text(output: BaseModelOutputWithPooling, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+    """
+    One vector for each text, by the attention mask and never by token ids.
+
+    Args:
+        output: the text tower's, with `last_hidden_state` `(texts, tokens, hidden)`.
+        attention_mask: `(texts, tokens)`, 1 for real tokens; all of them when absent.
+        pooling: `cls` (first real token), `mean`, `last` (last real token) or `pooler` (the tower's own).
+
+    Returns:
+        torch.Tensor: `(texts, hidden)`.
+    """
+    hidden = output.last_hidden_state
+    if pooling == "pooler":
+        return output.pooler_output
+    if attention_mask is None:
+        attention_mask = hidden.new_ones(hidden.shape[:2])
+    if pooling == "mean":
+        mask = attention_mask.to(hidden.dtype)[..., None]
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    real = attention_mask.bool()
+    if pooling == "last":
+        index = positions.where(real, -1).amax(dim=1)
+    else:
+        index = positions.where(real, hidden.shape[1]).amin(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+
+
+def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
+    """Any transformers text encoder, without a pooler that nothing would use."""
+    model_class = MODEL_MAPPING[type(config)]
+    accepted = inspect.signature(model_class).parameters
+    options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
+    return AutoModel.from_config(config, **options)
+
+
+class HfClapPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading for every hf_clap model."""
+
+    config: HfClapConfig
+    config_class = HfClapConfig
+    base_model_prefix = "hf_clap"
+    main_input_name = "input_features"
+    input_modalities = ["audio", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ConceptAudioProjection):
+            init.zeros_(module.log_weight)
+        elif isinstance(module, ConceptTextProjection):
+            init.normal_(module.prototypes)
+            init.constant_(module.inverse_temperature, 12.0)
+        elif isinstance(module, HfClapModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+    def _build_audio_side(self) -> None:
+        config = self.config
+        self.audio_model = AUDIO_MODELS[config.audio_config.model_type](config.audio_config)
+        self.audio_projection = AUDIO_PROJECTIONS[config.projection](config, config.audio_config.hidden_size)
+
+    def _build_text_side(self) -> None:
+        config = self.config
+        self.text_model = _text_tower(config.text_config, config.text_pooling)
+        self.text_projection = TEXT_PROJECTIONS[config.projection](config, config.text_config.hidden_size)
+
+    def _audio_features(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None,
+        windows_per_clip: torch.Tensor | None,
+    ) -> BaseModelOutputWithPooling:
+        output = self.audio_model(input_features.to(self.dtype), input_features_mask=input_features_mask)
+        embeds = F.normalize(self.audio_projection(output), dim=-1)
+        if windows_per_clip is not None:
+            embeds = F.normalize(mean_of_windows(embeds, windows_per_clip), dim=-1)
+        output.pooler_output = embeds
+        return output
+
+    def _text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+    ) -> BaseModelOutputWithPooling:
+        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        given = {name: value for name, value in optional.items() if value is not None}
+        hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **given)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=hidden.last_hidden_state,
+            pooler_output=pool_text(hidden, attention_mask, self.config.text_pooling),
+            hidden_states=hidden.hidden_states,
+            attentions=hidden.attentions,
+        )
+        output.pooler_output = F.normalize(self.text_projection(output), dim=-1)
+        return output
+
+
+def mean_of_windows(embeds: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
+    """
+    Mean over the windows of each clip.
+
+    Args:
+        embeds: `(windows, dim)`, clip after clip.
+        windows_per_clip: `(clips,)`, which sums to `windows`.
+
+    Returns:
+        torch.Tensor: `(clips, dim)`.
+    """
+    clips = torch.repeat_interleave(windows_per_clip, output_size=len(embeds))
+    sums = embeds.new_zeros(len(windows_per_clip), embeds.shape[1]).index_add(0, clips, embeds)
+    return sums / windows_per_clip[:, None]
+
+
+class HfClapModel(HfClapPreTrainedModel):
+    """
+    CLAP: audio and text in one space (Elizalde et al. 2022, arXiv 2206.04769).
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> import hf_clap
+
+    >>> model = hf_clap.HfClapModel.from_pretrained(hf_clap.TINY)
+    >>> processor = hf_clap.HfClapProcessor.from_pretrained(hf_clap.TINY)
+    >>> tone = np.sin(2 * np.pi * 440 * np.arange(32000) / 16000)
+    >>> inputs = processor(text=["a pure tone", "a dog"], audio=tone, sampling_rate=16000)
+    >>> model(**inputs).logits_per_audio.argmax().item()
+    0
+
+    ```
+    """
+
+    def __init__(self, config: HfClapConfig):
+        super().__init__(config)
+        self._build_audio_side()
+        self._build_text_side()
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
+        self.post_init()
+
+    @can_return_tuple
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        windows_per_clip: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Embed audio.
+
+        Args:
+            input_features: `(windows, 1, frames, mels)`, from the feature extractor.
+            input_features_mask: `(windows, frames)`, where the extractor gives one.
+            windows_per_clip: `(clips,)`; the embeddings of a clip's windows are averaged.
+
+        Returns:
+            BaseModelOutputWithPooling: `pooler_output` `(clips, projection_dim)`, L2-normalised, and the tower's
+            `last_hidden_state` `(windows, steps, hidden)`.
+        """
+        return self._audio_features(input_features, input_features_mask, windows_per_clip)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Embed text.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: `(texts, tokens)`, from the tokenizer.
+
+        Returns:
+            BaseModelOutputWithPooling: `pooler_output` `(texts, projection_dim)`, L2-normalised, and the tower's
+            `last_hidden_state` `(texts, tokens, hidden)`.
+        """
+        return self._text_features(input_ids, attention_mask, token_type_ids, position_ids)
+
+    def encode_audio(self, input_features: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """`(clips, projection_dim)`, L2-normalised; arguments as `get_audio_features`."""
+        return self.get_audio_features(input_features, **inputs).pooler_output
+
+    def encode_text(self, input_ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """`(texts, projection_dim)`, L2-normalised; arguments as `get_text_features`."""
+        return self.get_text_features(input_ids, **inputs).pooler_output
+
+    def similarity(self, audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Logits `(clips, texts)`: cosine similarities times the logit scale (at most 100), plus the logit bias."""
+        logits = self._scale() * audio_embeds @ text_embeds.T
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
+    def _scale(self) -> torch.Tensor:
+        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        windows_per_clip: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+    ) -> HfClapOutput:
+        """
+        Compare every clip with every text.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: `(texts, tokens)`, see `get_text_features`.
+            input_features, input_features_mask, windows_per_clip: see `get_audio_features`.
+            return_loss: whether to compute the contrastive loss; clip i then belongs to text i.
+
+        Returns:
+            HfClapOutput: logits, embeddings and the towers' outputs.
+
+        Raises:
+            ValueError: with `return_loss`, if there are not as many clips as texts.
+        """
+        audio = self._audio_features(input_features, input_features_mask, windows_per_clip)
+        text = self._text_features(input_ids, attention_mask, token_type_ids, position_ids)
+        logits = self.similarity(audio.pooler_output, text.pooler_output)
+        loss = None
+        if return_loss:
+            if logits.shape[0] != logits.shape[1]:
+                raise ValueError(
+                    f"The loss needs pairs, but there are {logits.shape[0]} clips and {logits.shape[1]} texts; pass "
+                    "one caption for each clip."
+                )
+            loss = contrastive_loss(audio.pooler_output, text.pooler_output, self._scale())
+        return HfClapOutput(
+            loss=loss,
+            logits_per_audio=logits,
+            logits_per_text=logits.T,
+            audio_embeds=audio.pooler_output,
+            text_embeds=text.pooler_output,
+            audio_model_output=audio,
+            text_model_output=text,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+
+class HfClapAudioModelWithProjection(HfClapPreTrainedModel):
+    """The audio side of `HfClapModel` alone; loads from the same checkpoint."""
+
+    input_modalities = ["audio"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_(scale|bias)$"]
+
+    def __init__(self, config: HfClapConfig):
+        super().__init__(config)
+        self._build_audio_side()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        windows_per_clip: torch.Tensor | None = None,
+    ) -> HfClapAudioModelOutput:
+        """Arguments as `HfClapModel.get_audio_features`."""
+        output = self._audio_features(input_features, input_features_mask, windows_per_clip)
+        return HfClapAudioModelOutput(audio_embeds=output.pooler_output, last_hidden_state=output.last_hidden_state)
+
+
+class HfClapTextModelWithProjection(HfClapPreTrainedModel):
+    """The text side of `HfClapModel` alone; loads from the same checkpoint."""
+
+    main_input_name = "input_ids"
+    input_modalities = ["text"]
+    _keys_to_ignore_on_load_unexpected = [r"^audio_model\.", r"^audio_projection\.", r"^logit_(scale|bias)$"]
+
+    def __init__(self, config: HfClapConfig):
+        super().__init__(config)
+        self._build_text_side()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> HfClapTextModelOutput:
+        """Arguments as `HfClapModel.get_text_features`."""
+        output = self._text_features(input_ids, attention_mask, token_type_ids, position_ids)
+        return HfClapTextModelOutput(text_embeds=output.pooler_output, last_hidden_state=output.last_hidden_state)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)

@@ -1,0 +1,387 @@
+"""Zero-shot audio tagging: audio of any kind and length, labels in plain words -> scores."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig
+
+from .audio import iter_audio
+from .configuration_hf_clap import HfClapConfig
+from .feature_extraction_hf_clap import AudioError, is_batch, iter_windows
+from .modeling_hf_clap import HfClapModel
+from .processing_hf_clap import HfClapProcessor
+
+TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
+"""The bundled checkpoint: pass it to any `from_pretrained`."""
+
+DEFAULT_TEMPLATE = "this is a sound of {}"  # of the paper (section 4)
+
+TEXT_BATCH_SIZE = 64
+
+# Label sets whose embeddings are kept between calls.
+CACHED_LABEL_SETS = 8
+
+
+@dataclass
+class _Clip:
+    """One input on its way: its windows' embeddings, until all have come and it is scored."""
+
+    pending: int = 0
+    all_windows_seen: bool = False
+    error: Exception | None = None
+    spans: list[tuple[float, float]] = field(default_factory=list)  # seconds
+    embeds: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return self.error is not None or (self.all_windows_seen and self.pending == 0)
+
+
+class HfClapPipeline:
+    """
+    Zero-shot audio tagging with a model and its processor; `hf_clap.pipeline()` makes one.
+
+    Args:
+        model: on the device and in the dtype to run in.
+        processor: the model's.
+        batch_size: windows that go through the audio tower at a time.
+    """
+
+    def __init__(self, model: HfClapModel, processor: HfClapProcessor, batch_size: int = 8):
+        _check_positive_int("batch_size", batch_size)
+        self.model = model.eval()
+        self.processor = processor
+        self.batch_size = batch_size
+        self._label_embeds: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor] = OrderedDict()
+
+    @property
+    def sampling_rate(self) -> int:
+        """The rate that the model hears, in Hz."""
+        return self.processor.feature_extractor.sampling_rate
+
+    def __call__(self, audio: Any, candidate_labels: Sequence[str] | str, **options: Any) -> Any:
+        """
+        Score labels for audio.
+
+        Args:
+            audio: a path, URL, bytes, file object, array (with `sampling_rate`), `{"array", "sampling_rate"}` or
+                `datasets` audio; or a list of them; or an iterator of them, for which an iterator comes back. An array
+                with two axes is one clip, channels first.
+            candidate_labels: the labels, as a list or separated by commas.
+            hypothesis_template (`str` or `list[str]`): sentence with `{}` for the label, or several, whose embeddings
+                are averaged; `"this is a sound of {}"` when absent.
+            top_k (`int`, *optional*): how many labels to return, best first; all when absent.
+            threshold (`float`, *optional*): least score to return, in [0, 1].
+            multi_label (`bool`, defaults to `False`): score each label on its own (sigmoid) instead of against the
+                others (softmax).
+            return_timestamps (`bool`, defaults to `False`): score window by window.
+            window_s (`float`, defaults to 2.0): length of these windows, in seconds; at most the model's own window.
+            hop_s (`float`, *optional*): seconds from one to the next; `window_s` when absent.
+            sampling_rate (`int`, *optional*): rate of arrays, in Hz.
+            on_error (`str`, defaults to `"raise"`): with `"return"`, the result of an input that cannot be read is the
+                exception, and the others go on.
+
+        Returns:
+            list[dict]: `{"label", "score"}` by falling score; with `return_timestamps` each has a `"timestamp"`
+            `(start, end)` in seconds, and they come in order of time. A list of such lists for a list of inputs.
+
+        Raises:
+            AudioError, OSError: for audio that cannot be used, with a sentence that says what to do.
+            ValueError, TypeError: for arguments that cannot be used.
+
+        Example:
+
+        ```python
+        >>> import numpy as np
+        >>> import hf_clap
+
+        >>> tagger = hf_clap.pipeline()
+        >>> noise = np.random.default_rng(0).normal(0, 0.1, 32000)
+        >>> tagger(noise, ["white noise", "church bells"], sampling_rate=16000, top_k=1)[0]["label"]
+        'white noise'
+
+        ```
+        """
+        if isinstance(audio, Iterator):
+            return self.iterate(audio, candidate_labels, **options)
+        if is_batch(audio):
+            return list(self.iterate(audio, candidate_labels, **options))
+        return next(iter(self.iterate([audio], candidate_labels, **options)))
+
+    def iterate(
+        self,
+        inputs: Iterable[Any],
+        candidate_labels: Sequence[str] | str,
+        *,
+        hypothesis_template: str | Sequence[str] = DEFAULT_TEMPLATE,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        multi_label: bool = False,
+        return_timestamps: bool = False,
+        window_s: float = 2.0,
+        hop_s: float | None = None,
+        sampling_rate: int | None = None,
+        on_error: str = "raise",
+        **unknown: Any,
+    ) -> Iterator[Any]:
+        """
+        One result for each input, in order, as soon as it is known; holds a few windows at a time, however many and
+        however long the inputs are. Arguments and results as in `__call__`; they are checked at the call.
+        """
+        if unknown:
+            raise TypeError(
+                f"There is no option {', '.join(sorted(unknown))}; help(hf_clap.HfClapPipeline.__call__) lists all."
+            )
+        if top_k is not None:
+            _check_positive_int("top_k", top_k)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} is not possible; scores lie between 0 and 1.")
+        if on_error not in ("raise", "return"):
+            raise ValueError(f'on_error={on_error!r} is not possible; choose "raise" or "return".')
+        labels = _check_labels(candidate_labels)
+        window, hop = self._window_and_hop(window_s, hop_s) if return_timestamps else (None, None)
+        label_embeds = self._encode_labels(labels, _check_templates(hypothesis_template))
+
+        def score(clip: _Clip) -> Any:
+            if clip.error is not None:
+                return clip.error
+            return self._score(clip, labels, label_embeds, top_k, threshold, multi_label, return_timestamps)
+
+        return self._run(inputs, sampling_rate, window, hop, on_error == "raise", score)
+
+    def _run(
+        self,
+        inputs: Iterable[Any],
+        sampling_rate: int | None,
+        window: int | None,
+        hop: int | None,
+        raise_errors: bool,
+        score: Callable[[_Clip], Any],
+    ) -> Iterator[Any]:
+        """Read windows, embed them in batches across inputs, score every clip when its last window has come."""
+        clips: deque[_Clip] = deque()
+        batch: list[tuple[_Clip, torch.Tensor]] = []
+        for source in inputs:
+            clip = _Clip()
+            clips.append(clip)
+            try:
+                for waveform in self._read(clip, source, sampling_rate, window, hop):
+                    batch.append((clip, waveform))
+                    if len(batch) == self.batch_size:
+                        self._embed(batch, merge=window is None)
+            except (AudioError, OSError) as error:
+                if raise_errors:
+                    raise
+                clip.error = error
+            clip.all_windows_seen = True
+            while clips and clips[0].ready:
+                yield score(clips.popleft())
+        if batch:
+            self._embed(batch, merge=window is None)
+        while clips:
+            yield score(clips.popleft())
+
+    def _read(
+        self, clip: _Clip, source: Any, sampling_rate: int | None, window: int | None, hop: int | None
+    ) -> Iterator[torch.Tensor]:
+        """The windows of one input, each noted in its clip."""
+        longest = self.processor.feature_extractor.max_samples
+        blocks = map(torch.from_numpy, iter_audio(source, self.sampling_rate, sampling_rate))
+        for start, waveform in iter_windows(blocks, window or longest, hop or longest):
+            end = start + len(waveform)
+            clip.spans.append((start / self.sampling_rate, end / self.sampling_rate))
+            clip.pending += 1
+            yield waveform
+
+    @torch.inference_mode()
+    def _embed(self, batch: list[tuple[_Clip, torch.Tensor]], merge: bool) -> None:
+        """Embed a batch of windows and hand the embeddings to their clips; empties the batch."""
+        features = self.processor.feature_extractor(
+            [waveform for _, waveform in batch], self.sampling_rate, crop="start"
+        )
+        embeds = self.model.encode_audio(**features.to(self.model.device)).float().cpu()
+        for (clip, _), embed in zip(batch, embeds, strict=True):
+            clip.pending -= 1
+            if merge and clip.embeds:
+                clip.embeds[0] = clip.embeds[0] + embed  # an hour is one vector, not 360
+            else:
+                clip.embeds.append(embed)
+        batch.clear()
+
+    def _score(
+        self,
+        clip: _Clip,
+        labels: list[str],
+        label_embeds: torch.Tensor,
+        top_k: int | None,
+        threshold: float | None,
+        multi_label: bool,
+        return_timestamps: bool,
+    ) -> list[dict[str, Any]]:
+        with torch.inference_mode():
+            embeds = F.normalize(torch.stack(clip.embeds), dim=-1)  # (1 or windows, dim)
+            logits = self.model.similarity(embeds.to(label_embeds), label_embeds).float()
+            scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+            best, order = scores.topk(min(top_k or len(labels), len(labels)))
+        predictions = []
+        for row, (row_best, row_order) in enumerate(zip(best.tolist(), order.tolist(), strict=True)):
+            for score, index in zip(row_best, row_order, strict=True):
+                if threshold is not None and score < threshold:
+                    continue
+                prediction = {"label": labels[index], "score": score}
+                if return_timestamps:
+                    prediction["timestamp"] = clip.spans[row]
+                predictions.append(prediction)
+        return predictions
+
+    def _window_and_hop(self, window_s: float, hop_s: float | None) -> tuple[int, int]:
+        longest_s = self.processor.feature_extractor.max_length_s
+        hop_s = window_s if hop_s is None else hop_s
+        if not 0 < window_s <= longest_s:
+            raise ValueError(
+                f"window_s={window_s} is not possible; the model hears more than 0 and at most {longest_s} s at once."
+            )
+        if not 0 < hop_s <= window_s:
+            raise ValueError(f"hop_s={hop_s} is not possible; it must be more than 0 and at most window_s={window_s}.")
+        return max(1, round(window_s * self.sampling_rate)), max(1, round(hop_s * self.sampling_rate))
+
+    @torch.inference_mode()
+    def _encode_labels(self, labels: list[str], templates: list[str]) -> torch.Tensor:
+        """`(labels, dim)`, L2-normalised: the mean over templates. Kept, so that the same labels are free again."""
+        key = (tuple(labels), tuple(templates))
+        if key not in self._label_embeds:
+            embeds = [
+                self._encode_texts([template.replace("{}", label) for label in labels]) for template in templates
+            ]
+            self._label_embeds[key] = F.normalize(torch.stack(embeds).mean(dim=0), dim=-1)
+            if len(self._label_embeds) > CACHED_LABEL_SETS:
+                self._label_embeds.popitem(last=False)
+        self._label_embeds.move_to_end(key)
+        return self._label_embeds[key]
+
+    def _encode_texts(self, texts: list[str]) -> torch.Tensor:
+        """`(texts, dim)`, L2-normalised. Batches of like length, so that little of them is padding."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        embeds = []
+        for start in range(0, len(order), TEXT_BATCH_SIZE):
+            tokens = self.processor(text=[texts[index] for index in order[start : start + TEXT_BATCH_SIZE]])
+            embeds.append(self.model.encode_text(**tokens.to(self.model.device)))
+        back = torch.tensor(order).argsort()
+        return torch.cat(embeds)[back.to(self.model.device)]
+
+
+def pipeline(
+    model: str | PathLike[str] | HfClapModel | None = None,
+    processor: HfClapProcessor | None = None,
+    *,
+    device: str | int | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    batch_size: int = 8,
+    revision: str | None = None,
+) -> HfClapPipeline:
+    """
+    A zero-shot audio tagging pipeline.
+
+    Args:
+        model: folder or Hub id of a hf_clap checkpoint, or a model; the bundled checkpoint when absent.
+        processor: needed with a model object; otherwise the checkpoint's.
+        device: such as `"cuda"` or `"cpu"`; a GPU if there is one when absent.
+        dtype: such as `"bfloat16"`; the checkpoint's when absent.
+        batch_size: windows that go through the audio tower at a time.
+        revision: of a Hub checkpoint: branch, tag or commit.
+
+    Returns:
+        HfClapPipeline: call it with audio and labels.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if it is not a hf_clap checkpoint, or a model comes without its processor.
+
+    Example:
+
+    ```python
+    >>> import hf_clap
+
+    >>> hf_clap.pipeline(device="cpu").sampling_rate
+    16000
+
+    ```
+    """
+    if isinstance(model, HfClapModel):
+        if processor is None:
+            raise ValueError("A model object needs its processor; pass processor=HfClapProcessor.from_pretrained(…).")
+        loaded: Any = model if dtype is None else cast(Any, model).to(_as_dtype(dtype))
+    else:
+        source = str(model or TINY)
+        revision = revision or "main"
+        _check_checkpoint(source, revision)
+        processor = processor or HfClapProcessor.from_pretrained(source, revision=revision)
+        stored_or_asked = "auto" if dtype is None else _as_dtype(dtype)
+        loaded = HfClapModel.from_pretrained(source, revision=revision, dtype=stored_or_asked)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else loaded.device
+    return HfClapPipeline(loaded.to(device), processor, batch_size)
+
+
+def _check_checkpoint(source: str, revision: str) -> None:
+    """Say in one sentence why a checkpoint cannot be used, before transformers says it in twenty."""
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise OSError(
+            f"{source!r} is neither a folder with a checkpoint in it nor a model on the Hub within reach; check the "
+            "name and the network."
+        ) from error
+    if not isinstance(config, HfClapConfig):
+        raise ValueError(
+            f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; choose a model of type hf_clap."
+        )
+
+
+def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is not possible; choose float32, bfloat16 or float16.")
+    return resolved
+
+
+def _check_positive_int(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} is not possible; pass a whole number of at least 1.")
+
+
+def _check_labels(labels: Sequence[str] | str) -> list[str]:
+    if isinstance(labels, str):
+        labels = labels.split(",")
+    if not all(isinstance(label, str) for label in labels):
+        raise TypeError("Labels must be words; pass candidate_labels as a list of str.")
+    labels = [label.strip() for label in labels]
+    if not labels:
+        raise ValueError('There are no labels; pass at least one, such as candidate_labels=["dog", "rain"].')
+    if "" in labels:
+        raise ValueError(f"Label {labels.index('') + 1} of {len(labels)} is empty; remove it or give it a name.")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"Label {twice!r} is there twice; pass each label once.")
+    return labels
+
+
+def _check_templates(templates: str | Sequence[str]) -> list[str]:
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not templates:
+        raise ValueError(
+            "There is no template; pass at least one, such as hypothesis_template='this is a sound of {}'."
+        )
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(
+                f"Template {template!r} does not say where the label goes; write {{}} in its place, once, as in "
+                f"{DEFAULT_TEMPLATE!r}."
+            )
+    return templates

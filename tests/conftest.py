@@ -1,0 +1,101 @@
+"""Fixtures: the bundled checkpoint, loaded once; small random models; the development data where it is there."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hf_clap
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of golden numbers and real audio, which is not part of the repository."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("the development data (../shared) are not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_fill(shared):
+    """The module that fills a state dict from its names."""
+    spec = importlib.util.spec_from_file_location("golden_fill", shared / "golden" / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_tagger():
+    return hf_clap.pipeline(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_tagger):
+    return tiny_tagger.model
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_tagger):
+    return tiny_tagger.processor
+
+
+SMALL_TEXT = {
+    "model_type": "bert",
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+}
+SMALL_AUDIO = {
+    "hf_clap_cnn14": {"model_type": "hf_clap_cnn14", "channels": (8, 16), "pool_sizes": (2, 2)},
+    "hf_clap_patch_cnn": {
+        "model_type": "hf_clap_patch_cnn",
+        "stem_channels": 8,
+        "channels": (8, 16),
+        "strides": (1, 2),
+    },
+}
+
+
+@pytest.fixture(params=list(SMALL_AUDIO))
+def small_config(request):
+    """A model of a few thousand parameters for each audio tower."""
+    return hf_clap.HfClapConfig(
+        text_config=copy.deepcopy(SMALL_TEXT), audio_config=dict(SMALL_AUDIO[request.param]), projection_dim=12
+    )
+
+
+@pytest.fixture
+def small_inputs():
+    """Three clips of 200 frames and three texts of 7 tokens, the last one padded."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[2, 4:] = 0
+    return {
+        "input_features": torch.randn(3, 1, 200, 64, generator=generator),
+        "input_ids": torch.randint(1, 60, (3, 7), generator=generator),
+        "attention_mask": mask,
+    }
+
+
+def tone(seconds=2.0, rate=16000, frequency=440.0):
+    """A sine of amplitude 0.5, float32 (samples,)."""
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def noise(seconds=2.0, rate=16000, seed=0):
+    """White noise of standard deviation 0.1, float32 (samples,)."""
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)).astype(np.float32)

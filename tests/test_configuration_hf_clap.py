@@ -1,0 +1,62 @@
+import math
+
+import pytest
+from transformers import AutoConfig, BertConfig
+
+from hf_clap import HfClapCnn14Config, HfClapConfig, HfClapPatchCnnConfig
+
+
+def test_defaults_are_clap_2022():
+    config = HfClapConfig()
+    assert isinstance(config.audio_config, HfClapCnn14Config)
+    assert isinstance(config.text_config, BertConfig)
+    assert (config.audio_config.hidden_size, config.text_config.hidden_size, config.projection_dim) == (
+        2048,
+        768,
+        1024,
+    )
+    assert math.exp(config.logit_scale_init_value) == pytest.approx(1 / 0.07)
+    assert (config.projection, config.text_pooling) == ("residual_mlp", "cls")
+
+
+def test_saved_and_loaded_config_is_the_same(tmp_path):
+    config = HfClapConfig(
+        audio_config=HfClapPatchCnnConfig(stem_channels=8),
+        text_config={"model_type": "gpt2", "n_embd": 32},
+        text_pooling="last",
+        projection="linear",
+        projection_dim=3,
+        concept_labels=["a", "b", "c"],
+        logit_bias_init_value=-3.5,
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, HfClapConfig)
+    assert isinstance(loaded.audio_config, HfClapPatchCnnConfig)
+    assert loaded.text_config.hidden_size == 32
+    assert loaded.to_dict() == config.to_dict() | {"transformers_version": loaded.transformers_version}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"audio_config": {"model_type": "wavenet"}}, "no tower of model_type 'wavenet'"),
+        ({"concept_labels": ["a"], "projection_dim": 2}, "set projection_dim=1"),
+    ],
+)
+def test_impossible_configs_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HfClapConfig(**arguments)
+
+
+@pytest.mark.parametrize("name", ["text_pooling", "projection"])
+def test_unknown_choice_is_refused(name):
+    with pytest.raises(Exception, match=name):
+        HfClapConfig(**{name: "something"})
+
+
+def test_towers_need_one_entry_per_layer():
+    with pytest.raises(ValueError, match="one pool size per block"):
+        HfClapCnn14Config(channels=(8,))
+    with pytest.raises(ValueError, match="one stride per layer"):
+        HfClapPatchCnnConfig(strides=(1,))
