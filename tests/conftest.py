@@ -60,7 +60,7 @@ SMALL_TEXT = {
     "max_position_embeddings": 40,
 }
 SMALL_AUDIO = {
-    "hf_clap_cnn14": {"model_type": "hf_clap_cnn14", "channels": (8, 16), "pool_sizes": (2, 2)},
+    "hf_clap_cnn14": {"model_type": "hf_clap_cnn14", "channels": (8, 16), "pool_sizes": (2, 2), "hidden_size": 16},
     "hf_clap_patch_cnn": {
         "model_type": "hf_clap_patch_cnn",
         "stem_channels": 8,

@@ -34,7 +34,8 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
     assert isinstance(loaded, HfClapConfig)
     assert isinstance(loaded.audio_config, HfClapPatchCnnConfig)
     assert loaded.text_config.hidden_size == 32
-    assert loaded.to_dict() == config.to_dict() | {"transformers_version": loaded.transformers_version}
+    loaded.name_or_path = config.name_or_path
+    assert loaded.to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(

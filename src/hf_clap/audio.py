@@ -86,8 +86,9 @@ def _mono(name: str, blocks: Blocks) -> Blocks:
     for block in blocks:
         if not np.isfinite(block).all():
             raise AudioError(f"{name} holds NaN or infinite samples; write it again with finite ones.")
-        empty = False
-        yield block.mean(axis=1, dtype=np.float32)
+        if len(block):
+            empty = False
+            yield block.mean(axis=1, dtype=np.float32)
     if empty:
         raise AudioError(f"{name} holds no audio samples; record, copy or download it again.")
 

@@ -15,7 +15,8 @@ class HfClapCnn14Config(PreTrainedConfig):
 
     Args:
         num_mel_bins (`int`, defaults to 64): mel bins of the input.
-        channels (`tuple[int, ...]`): output channels of each convolution block; the last one is the hidden size.
+        channels (`tuple[int, ...]`): output channels of each convolution block.
+        hidden_size (`int`, defaults to 2048): width of the last linear layer, and so of the output.
         pool_sizes (`tuple[int, ...]`): side of the average pooling after each block, as many as `channels`.
         convs_per_block (`int`, defaults to 2): convolutions in a block.
         kernel_size (`int`, defaults to 3): side of their kernels.
@@ -27,12 +28,9 @@ class HfClapCnn14Config(PreTrainedConfig):
     ```python
     >>> from hf_clap import HfClapCnn14Config
 
-    >>> HfClapCnn14Config().hidden_size
-    2048
-    >>> cnn10 = HfClapCnn14Config(channels=(64, 128, 256, 512), pool_sizes=(2, 2, 2, 2))
-    >>> cnn6 = HfClapCnn14Config(
-    ...     channels=(64, 128, 256, 512), pool_sizes=(2, 2, 2, 2), convs_per_block=1, kernel_size=5
-    ... )
+    >>> widths = {"channels": (64, 128, 256, 512), "pool_sizes": (2, 2, 2, 2), "hidden_size": 512}
+    >>> cnn10 = HfClapCnn14Config(**widths)
+    >>> cnn6 = HfClapCnn14Config(**widths, convs_per_block=1, kernel_size=5)
 
     ```
     """
@@ -42,6 +40,7 @@ class HfClapCnn14Config(PreTrainedConfig):
 
     num_mel_bins: int = 64
     channels: list[int] | tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    hidden_size: int = 2048
     pool_sizes: list[int] | tuple[int, ...] = (2, 2, 2, 2, 2, 1)
     convs_per_block: int = 2
     kernel_size: int = 3
@@ -55,10 +54,6 @@ class HfClapCnn14Config(PreTrainedConfig):
                 f"channels and pool_sizes describe the same blocks, but have {len(self.channels)} and "
                 f"{len(self.pool_sizes)} entries; give one pool size per block."
             )
-
-    @property
-    def hidden_size(self) -> int:
-        return self.channels[-1]
 
 
 @strict

@@ -45,10 +45,10 @@ class HfClapCnn14Model(PreTrainedModel):
     >>> import torch
     >>> from hf_clap import HfClapCnn14Config, HfClapCnn14Model
 
-    >>> tower = HfClapCnn14Model(HfClapCnn14Config(channels=(8, 16), pool_sizes=(2, 2))).eval()
+    >>> tower = HfClapCnn14Model(HfClapCnn14Config(channels=(8, 16), pool_sizes=(2, 2), hidden_size=12)).eval()
     >>> output = tower(torch.zeros(1, 1, 100, 64))
     >>> output.last_hidden_state.shape, output.pooler_output.shape
-    (torch.Size([1, 25, 16]), torch.Size([1, 16]))
+    (torch.Size([1, 25, 12]), torch.Size([1, 12]))
 
     ```
     """
@@ -71,7 +71,7 @@ class HfClapCnn14Model(PreTrainedModel):
             )
         )
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.linear = nn.Linear(config.hidden_size, config.hidden_size)
+        self.linear = nn.Linear(config.channels[-1], config.hidden_size)
         self.post_init()
 
     def forward(
@@ -102,7 +102,10 @@ class HfClapCnn14Model(PreTrainedModel):
         hidden = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)  # (batch, 1, frames, mels)
         for block in self.blocks:
             hidden = block(hidden)  # (batch, channels, steps, bins)
-        last_hidden_state = hidden.mean(dim=3).transpose(1, 2)  # (batch, steps, hidden)
-        pooled = last_hidden_state.amax(dim=1) + last_hidden_state.mean(dim=1)  # (batch, hidden)
-        pooled = self.dropout(F.relu(self.linear(self.dropout(pooled))))
-        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooled)
+        steps = hidden.mean(dim=3).transpose(1, 2)  # (batch, steps, channels)
+        pooled = steps.amax(dim=1) + steps.mean(dim=1)  # (batch, channels)
+        return BaseModelOutputWithPooling(last_hidden_state=self._embed(steps), pooler_output=self._embed(pooled))
+
+    def _embed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, channels) -> (…, hidden)"""
+        return self.dropout(F.relu(self.linear(self.dropout(hidden))))
