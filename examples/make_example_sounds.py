@@ -134,10 +134,10 @@ def finish(sound, peak):
     return sound
 
 
-def main():
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Synthesise the example sounds.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "audio", help="folder to write to")
-    output = parser.parse_args().output
+    output = parser.parse_args(arguments).output
     output.mkdir(parents=True, exist_ok=True)
 
     files, scene = {}, []

@@ -2,11 +2,14 @@
 
 import copy
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read as huggingface_hub is imported: no test needs the network
 
 import hf_clap
 

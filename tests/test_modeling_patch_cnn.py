@@ -29,16 +29,20 @@ def test_a_patch_is_transformers_mobilenet(tower):
             assert torch.allclose(tower._encode(patches), expected, atol=1e-5 * expected.abs().max().item())
 
 
-def test_patches_start_every_48_frames_and_the_last_ends_with_the_clip(tower):
-    mask = torch.zeros(3, 250)
-    for row, frames in enumerate((96, 150, 240)):
-        mask[row, :frames] = 1
-    starts, step_mask = tower._patch_starts(torch.zeros(3, 1, 250, 64), mask)
-    assert [row[real].tolist() for row, real in zip(starts, step_mask, strict=True)] == [
-        [0],
-        [0, 48, 54],
-        [0, 48, 96, 144],
-    ]
+def test_patches_are_spread_over_the_whole_clip(tower):
+    frames = torch.arange(96, 999)
+    mask = torch.arange(998) < frames[:, None]
+    starts, step_mask = tower._patch_starts(torch.zeros(len(frames), 1, 998, 64), mask)
+    patches = {int(n): row[real] for n, row, real in zip(frames, starts, step_mask, strict=True)}
+    assert patches[96].tolist() == [0]
+    assert patches[97].tolist() == [0, 1]
+    assert patches[240].tolist() == [0, 48, 96, 144]
+    assert patches[498].tolist() == [0, 50, 100, 150, 201, 251, 301, 351, 402]
+    for length, row in patches.items():
+        assert row[0] == 0
+        assert row[-1] == length - 96
+        if length >= 192:  # every 48 frames, give or take a quarter
+            assert 36 <= row.diff().min() <= row.diff().max() <= 60
 
 
 def test_masked_frames_change_nothing(tower):
@@ -49,7 +53,7 @@ def test_masked_frames_change_nothing(tower):
     with torch.inference_mode():
         together = tower(features, mask)
         alone = tower(features[:1, :, :130])
-    assert together.step_mask.sum(dim=1).tolist() == [2, 6]
+    assert together.step_mask.sum(dim=1).tolist() == [2, 5]
     assert torch.allclose(together.pooler_output[:1], alone.pooler_output, atol=1e-6)
     assert together.last_hidden_state[0, 2:].abs().max() == 0
     expected = together.last_hidden_state[1].mean(dim=0)

@@ -59,6 +59,7 @@ class HfClapCnn14Model(PreTrainedModel):
     main_input_name = "input_features"
     input_modalities = ["audio"]
     supports_gradient_checkpointing = True
+    _supports_sdpa = True  # it has no attention, so that any implementation is right
     _no_split_modules = ["Cnn14Block"]
 
     def __init__(self, config: HfClapCnn14Config):

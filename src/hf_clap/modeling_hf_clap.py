@@ -118,14 +118,15 @@ class ConceptAudioProjection(nn.Module):
         self.log_weight = nn.Parameter(torch.zeros(config.projection_dim))
 
     def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        scores = self.classifier(output.last_hidden_state).sigmoid()  # (batch, steps, concepts), in (0, 1)
+        # (batch, steps, concepts), in (0, 1); float32, because products of small scores vanish in half precision
+        scores = self.classifier(output.last_hidden_state).float().sigmoid()
         step_mask = output.get("step_mask")
         if step_mask is None:
             mean = scores.mean(dim=1)
         else:
             scores = scores.masked_fill(~step_mask[..., None], 0)
             mean = scores.sum(dim=1) / step_mask.sum(dim=1, keepdim=True)
-        return (scores.amax(dim=1) * mean).sqrt() * self.log_weight.exp()
+        return ((scores.amax(dim=1) * mean).sqrt() * self.log_weight.exp()).to(output.last_hidden_state.dtype)
 
 
 class ConceptTextProjection(nn.Module):

@@ -108,7 +108,7 @@ class HfClapPipeline:
 
         ```
         """
-        if isinstance(audio, Iterator):
+        if isinstance(audio, Iterator) and not hasattr(audio, "read"):  # a file object is one input
             return self.iterate(audio, candidate_labels, **options)
         if is_batch(audio):
             return list(self.iterate(audio, candidate_labels, **options))
@@ -359,7 +359,7 @@ def _check_positive_int(name: str, value: Any) -> None:
 def _check_labels(labels: Sequence[str] | str) -> list[str]:
     if isinstance(labels, str):
         labels = labels.split(",")
-    if not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, Iterable) or not all(isinstance(label, str) for label in labels):
         raise TypeError("Labels must be words; pass candidate_labels as a list of str.")
     labels = [label.strip() for label in labels]
     if not labels:

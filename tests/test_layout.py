@@ -1,0 +1,87 @@
+"""The house rules that a machine can hold: import order, and what the wheel contains."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_clap
+
+PACKAGE = Path(hf_clap.__file__).parent
+ROOT = PACKAGE.parents[1]
+
+# DESIGN: data flows one way. A module may import those named here and nothing else of ours.
+MAY_IMPORT = {
+    "configuration_hf_clap": set(),
+    "feature_extraction_hf_clap": set(),
+    "losses": set(),
+    "processing_hf_clap": set(),
+    "plot": set(),
+    "modeling_cnn14": {"configuration_hf_clap"},
+    "modeling_patch_cnn": {"configuration_hf_clap"},
+    "modeling_hf_clap": {"configuration_hf_clap", "losses", "modeling_cnn14", "modeling_patch_cnn"},
+    "audio_file": {"feature_extraction_hf_clap"},
+    "audio": {"audio_file", "feature_extraction_hf_clap"},
+    "pipeline": {
+        "audio",
+        "configuration_hf_clap",
+        "feature_extraction_hf_clap",
+        "modeling_hf_clap",
+        "processing_hf_clap",
+    },
+    "cli": {"audio", "pipeline", "plot"},
+}
+TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + ["losses"]
+
+
+def imports_of(name):
+    """(our modules, top-level names of others') that a module imports, outside try blocks."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    ours, others = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, name
+            assert node.module, f"{name}: `from . import x` does not travel"
+            ours.add(node.module)
+        elif isinstance(node, ast.ImportFrom) and id(node) not in guarded:
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import) and id(node) not in guarded:
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return ours, others
+
+
+def test_every_module_has_its_place_and_its_test_file():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert modules == set(MAY_IMPORT)
+    covered_together = {"audio_file": "audio"}
+    for module in modules:
+        assert (ROOT / "tests" / f"test_{covered_together.get(module, module)}.py").is_file(), module
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_imports_go_one_way(name):
+    ours, others = imports_of(name)
+    assert ours <= MAY_IMPORT[name]
+    assert "hf_clap" not in others
+
+
+@pytest.mark.parametrize("name", TRAVELS)
+def test_what_travels_needs_transformers_only(name):
+    _, others = imports_of(name)
+    standard = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
+    assert others - standard <= {"huggingface_hub", "numpy", "torch", "transformers"}
+
+
+def test_importing_the_package_prints_nothing_and_sets_nothing():
+    program = "import logging; level = logging.root.level; import hf_clap; assert logging.root.level == level"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_version_is_in_the_changelog():
+    assert re.search(rf"^## {re.escape(hf_clap.__version__)}", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

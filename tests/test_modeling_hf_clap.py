@@ -1,0 +1,339 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel
+
+import hf_clap
+from conftest import SMALL_AUDIO, SMALL_TEXT, noise, tone
+from golden import msclap_2022_weights, state_dict_of
+from hf_clap import (
+    HfClapAudioModelWithProjection,
+    HfClapConfig,
+    HfClapFeatureExtractor,
+    HfClapModel,
+    HfClapTextModelWithProjection,
+    contrastive_loss,
+)
+from hf_clap.modeling_hf_clap import mean_of_windows, pool_text
+
+
+def small_model(config, seed=0):
+    torch.manual_seed(seed)
+    return HfClapModel(config).eval()
+
+
+def assert_same_outputs(one, other, tolerance=0.0):
+    for name in ("audio_embeds", "text_embeds", "logits_per_audio"):
+        assert torch.allclose(one[name], other[name], atol=tolerance, rtol=0), name
+
+
+# --- parity with msclap
+
+
+def test_clap_2022_embeds_as_msclap(shared, golden_fill):
+    golden = np.load(shared / "golden" / "msclap_2022.npz")
+    state = state_dict_of(shared / "golden" / "msclap_2022_keys.json", golden_fill)
+    model = HfClapModel(HfClapConfig(text_config={"model_type": "bert", "layer_norm_eps": 1e-12})).eval()
+    model.load_state_dict(msclap_2022_weights(state))
+    waveforms = [golden_fill.waveform(5, 44100, seed) for seed in (0, 1, 2)]
+    with torch.inference_mode():
+        output = model(
+            **HfClapFeatureExtractor()(waveforms, sampling_rate=44100),
+            input_ids=torch.from_numpy(golden["input_ids"]).long(),
+            attention_mask=torch.from_numpy(golden["attention_mask"]).long(),
+        )
+    assert np.abs(output.audio_embeds.numpy() - golden["audio_embeds"]).max() < 1e-5
+    assert np.abs(output.text_embeds.numpy() - golden["text_embeds"]).max() < 1e-5
+    assert np.abs(output.logits_per_audio.numpy() - golden["logits"]).max() < 1e-3
+
+
+def test_small_clap_2022_is_msclaps(shared):
+    """msclap's own classes at reduced size; every weight and statistic is off its default, so a dropped key shows."""
+    golden = np.load(shared / "golden" / "msclap_2022_small.npz")
+    sizes = json.loads(str(golden["params"]))
+    text = sizes["text"]
+    config = HfClapConfig(
+        audio_config={
+            "model_type": "hf_clap_cnn14",
+            "channels": sizes["cnn_channels"],
+            "hidden_size": sizes["out_emb"],
+        },
+        text_config={
+            "model_type": "bert",
+            "vocab_size": text["vocab"],
+            "hidden_size": text["hidden"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "intermediate_size": text["intermediate"],
+            "max_position_embeddings": text["max_pos"],
+        },
+        projection_dim=sizes["d_proj"],
+    )
+    model = HfClapModel(config).eval()
+    weights = {name.removeprefix("sd/"): torch.from_numpy(golden[name]) for name in golden.files if name[:3] == "sd/"}
+    model.load_state_dict(msclap_2022_weights(weights))
+    extractor = HfClapFeatureExtractor()
+    wave = torch.from_numpy(golden["wave"])
+    text_inputs = {
+        name: torch.from_numpy(golden[f"text/{name}"]) for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    with torch.inference_mode():
+        features = extractor(wave, sampling_rate=44100)["input_features"]
+        output = model(input_features=features, **text_inputs)
+        pooled = model.audio_model(features).pooler_output
+        for seconds, name in ((3, "audio_embed_short_3s"), (11, "audio_embed_long_11s")):
+            clip = wave.repeat(3)[: seconds * 44100]
+            embed = model.encode_audio(extractor.log_mel(clip)[None, None])
+            expected = F.normalize(torch.from_numpy(golden[name]), dim=-1)
+            assert torch.allclose(embed, expected, atol=1e-5), name
+    assert np.abs(pooled.numpy() - golden["audio_features"]).max() < 1e-4
+    for name, ours in (("audio_embed", output.audio_embeds), ("text_embed", output.text_embeds)):
+        assert torch.allclose(ours, F.normalize(torch.from_numpy(golden[name]), dim=-1), atol=1e-5), name
+    assert model.logit_scale.exp().item() == pytest.approx(float(golden["logit_scale_exp"]), rel=1e-5)
+
+
+# --- what every transformers model must do, for each audio tower
+
+
+def test_save_and_load_gives_the_same_outputs(tmp_path, small_config, small_inputs):
+    model = small_model(small_config)
+    model.save_pretrained(tmp_path)
+    for loaded in (HfClapModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert isinstance(loaded, HfClapModel)
+        with torch.inference_mode():
+            assert_same_outputs(loaded(**small_inputs), model(**small_inputs))
+
+
+def test_loading_fills_every_tensor(tmp_path, small_config):
+    """Loading goes through the meta device: a tensor that is made at construction only would be garbage after it."""
+    model = small_model(small_config)
+    model.save_pretrained(tmp_path)
+    loaded, information = HfClapModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(information[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert {name for name, _ in loaded.named_buffers()} == {name for name, _ in model.named_buffers()}
+
+
+def test_halves_load_from_the_whole_checkpoint(tmp_path, small_config, small_inputs):
+    model = small_model(small_config)
+    model.save_pretrained(tmp_path)
+    audio, audio_loading = HfClapAudioModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)
+    text, text_loading = HfClapTextModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)
+    for information in (audio_loading, text_loading):
+        assert not information["missing_keys"]
+        assert not information["unexpected_keys"]
+    text_inputs = {name: small_inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        whole = model(**small_inputs)
+        assert torch.equal(audio(small_inputs["input_features"]).audio_embeds, whole.audio_embeds)
+        assert torch.equal(text(**text_inputs).text_embeds, whole.text_embeds)
+
+
+def test_outputs_are_consistent(small_config, small_inputs):
+    model = small_model(small_config)
+    with torch.inference_mode():
+        output = model(**small_inputs, return_loss=True)
+        as_tuple = model(**small_inputs, return_dict=False)
+        audio = model.get_audio_features(small_inputs["input_features"])
+    assert torch.allclose(output.audio_embeds.norm(dim=-1), torch.ones(3), atol=1e-6)
+    assert torch.allclose(output.text_embeds.norm(dim=-1), torch.ones(3), atol=1e-6)
+    cosines = output.audio_embeds @ output.text_embeds.T
+    assert torch.allclose(output.logits_per_audio, cosines / 0.07, atol=1e-4)
+    assert torch.equal(output.logits_per_text, output.logits_per_audio.T)
+    assert output.loss.item() == pytest.approx(
+        contrastive_loss(output.audio_embeds, output.text_embeds, 1 / 0.07).item(), abs=1e-5
+    )
+    assert torch.equal(as_tuple[0], output.logits_per_audio)
+    assert torch.equal(audio.pooler_output, output.audio_embeds)
+
+
+def test_loss_needs_pairs(small_config, small_inputs):
+    model = small_model(small_config)
+    with pytest.raises(ValueError, match="2 clips and 3 texts; pass one caption for each clip"):
+        model(**small_inputs | {"input_features": small_inputs["input_features"][:2]}, return_loss=True)
+
+
+def test_a_batch_is_its_singles(small_config, small_inputs):
+    model = small_model(small_config)
+    with torch.inference_mode():
+        batch = model(**small_inputs)
+        for index in range(3):
+            single = model(**{name: tensor[index : index + 1] for name, tensor in small_inputs.items()})
+            assert torch.allclose(batch.audio_embeds[index], single.audio_embeds[0], atol=1e-6)
+            assert torch.allclose(batch.text_embeds[index], single.text_embeds[0], atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient(small_config, small_inputs):
+    small_config.projection_dropout = small_config.text_config.hidden_dropout_prob = 0.0
+    small_config.text_config.attention_probs_dropout_prob = 0.0
+    for name in ("block_dropout", "hidden_dropout"):
+        if hasattr(small_config.audio_config, name):
+            setattr(small_config.audio_config, name, 0.0)
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model(copy.deepcopy(small_config)).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert any(getattr(module, "gradient_checkpointing", False) for module in model.audio_model.modules())
+        model(**small_inputs, return_loss=True).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert all(gradient is not None for gradient in gradients[0].values())
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+
+
+def test_sdpa_is_eager(tmp_path, small_config, small_inputs):
+    small_model(small_config).save_pretrained(tmp_path)
+    with torch.inference_mode():
+        outputs = [
+            HfClapModel.from_pretrained(tmp_path, attn_implementation=attention)(**small_inputs)
+            for attention in ("sdpa", "eager")
+        ]
+    assert_same_outputs(*outputs, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near(tmp_path, small_config, small_inputs, dtype):
+    model = small_model(small_config)
+    model.save_pretrained(tmp_path)
+    half = HfClapModel.from_pretrained(tmp_path, dtype=dtype)
+    assert half.dtype == dtype
+    with torch.inference_mode():
+        expected, output = model(**small_inputs), half(**small_inputs)
+    assert F.cosine_similarity(output.audio_embeds.float(), expected.audio_embeds).min() > 0.999
+    assert F.cosine_similarity(output.text_embeds.float(), expected.text_embeds).min() > 0.999
+
+
+def test_torch_export_gives_the_same_audio_embeddings():
+    """The fixed-window tower is one graph."""
+    config = HfClapConfig(text_config=copy.deepcopy(SMALL_TEXT), audio_config=dict(SMALL_AUDIO["hf_clap_cnn14"]))
+    model = small_model(config)
+    features = torch.randn(2, 1, 64, 64)
+    exported = torch.export.export(model.audio_model, (features,)).module()
+    with torch.inference_mode():
+        assert torch.allclose(
+            exported(features)["pooler_output"], model.audio_model(features).pooler_output, atol=1e-6
+        )
+
+
+# --- parts
+
+
+def test_text_is_pooled_by_mask():
+    hidden = torch.arange(24.0).reshape(2, 4, 3)
+    output = type("Output", (), {"last_hidden_state": hidden, "pooler_output": hidden[:, 0] + 100})
+    right = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    left = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    assert torch.equal(pool_text(output, right, "cls"), hidden[:, 0])
+    assert torch.equal(pool_text(output, left, "cls"), torch.stack([hidden[0, 1], hidden[1, 0]]))
+    assert torch.equal(pool_text(output, right, "last"), torch.stack([hidden[0, 2], hidden[1, 3]]))
+    assert torch.equal(pool_text(output, left, "last"), hidden[:, 3])
+    assert torch.equal(pool_text(output, right, "mean"), torch.stack([hidden[0, :3].mean(0), hidden[1].mean(0)]))
+    assert torch.equal(pool_text(output, None, "last"), hidden[:, 3])
+    assert torch.equal(pool_text(output, right, "pooler"), hidden[:, 0] + 100)
+
+
+@pytest.mark.parametrize(
+    "text_config", [{"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 60}]
+)
+def test_a_decoder_is_pooled_at_its_last_token(text_config, small_inputs):
+    config = HfClapConfig(
+        text_config=text_config,
+        audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]),
+        text_pooling="last",
+        projection="mlp",
+        projection_dim=8,
+    )
+    model = small_model(config)
+    ids, mask = small_inputs["input_ids"], small_inputs["attention_mask"]
+    other = torch.where(mask.bool(), ids, (ids + 1) % 60)  # other padding tokens
+    with torch.inference_mode():
+        assert torch.allclose(
+            model.encode_text(ids, attention_mask=mask), model.encode_text(other, attention_mask=mask)
+        )
+
+
+def test_no_pooler_that_nothing_uses(small_config):
+    assert small_model(small_config).text_model.pooler is None
+    small_config.text_pooling = "pooler"
+    assert small_model(small_config).text_model.pooler is not None
+
+
+def test_windows_of_a_clip_are_averaged(small_config, small_inputs):
+    model = small_model(small_config)
+    features = small_inputs["input_features"]
+    with torch.inference_mode():
+        windows = model.encode_audio(features)
+        clips = model.encode_audio(features, windows_per_clip=torch.tensor([1, 2]))
+    expected = torch.stack([windows[0], F.normalize(windows[1] + windows[2], dim=0)])
+    assert torch.allclose(clips, expected, atol=1e-6)
+    means = mean_of_windows(torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([1, 2]))
+    assert means.tolist() == [[1.0], [4.0]]
+
+
+def test_logit_scale_is_clamped(small_config):
+    model = small_model(small_config)
+    model.logit_scale.data.fill_(9.0)
+    one = torch.ones(1, 1)
+    assert model.similarity(one, one).item() == pytest.approx(100.0)
+
+
+def test_concept_projection_in_numpy(tiny_model):
+    """The bundled checkpoint's bridge, written a second time."""
+    config = tiny_model.config
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randn(1, 4, 1024, generator=generator)
+    mask = torch.tensor([[True, True, True, False]])
+    weight, bias, log_weight = (
+        parameter.detach().double().numpy()
+        for parameter in (
+            tiny_model.audio_projection.classifier.weight,
+            tiny_model.audio_projection.classifier.bias,
+            tiny_model.audio_projection.log_weight,
+        )
+    )
+    scores = 1 / (1 + np.exp(-(steps[0, :3].double().numpy() @ weight.T + bias)))
+    expected = np.sqrt(scores.max(axis=0) * scores.mean(axis=0)) * np.exp(log_weight)
+    with torch.inference_mode():
+        output = hf_clap.modeling_patch_cnn.PatchCnnOutput(last_hidden_state=steps, step_mask=mask)
+        audio = tiny_model.audio_projection(output)[0].numpy()
+    assert np.abs(audio / expected - 1).max() < 1e-4
+
+    text = torch.randn(1, 384, generator=generator)
+    prototypes = tiny_model.text_projection.prototypes.detach().double().numpy()
+    prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+    similarity = prototypes @ (text[0].double().numpy() / text[0].double().norm().item())
+    expected = np.exp(12 * similarity) / np.exp(12 * similarity).sum()
+    with torch.inference_mode():
+        output = hf_clap.modeling_patch_cnn.PatchCnnOutput(pooler_output=text)
+        assert np.abs(tiny_model.text_projection(output)[0].numpy() - expected).max() < 1e-6
+    assert len(config.concept_labels) == len(expected) == 521
+
+
+def test_the_same_clip_alone_in_a_batch_and_twice(tiny_model, processor):
+
+    clips = [
+        noise(5.0),
+        tone(0.03),
+        noise(0.4, seed=1),
+        tone(1.0),
+        noise(2.2, seed=2),
+        tone(10.0),
+        noise(23.0, seed=3),
+    ]
+
+    def embed(batch):
+        with torch.inference_mode():
+            return tiny_model.encode_audio(**processor(audio=batch, sampling_rate=16000))
+
+    together = embed(clips)
+    assert together.shape == (7, 521)
+    assert torch.equal(together, embed(clips))
+    for index, clip in enumerate(clips):
+        alone = embed(clip)
+        assert torch.equal(alone, embed(clip))
+        assert (together[index] - alone[0]).abs().max() < 1e-6

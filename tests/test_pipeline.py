@@ -1,0 +1,353 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+
+import hf_clap
+from conftest import SMALL_AUDIO, noise, tone
+from hf_clap import AudioError, HfClapConfig, HfClapModel, HfClapPipeline
+
+LABELS = ["white noise", "church bell", "dog", "speech"]
+RATE = 16000
+
+
+def scores_by_label(predictions):
+    return {prediction["label"]: prediction["score"] for prediction in predictions}
+
+
+def assert_same_scores(one, other, tolerance=1e-5):
+    one, other = scores_by_label(one), scores_by_label(other)
+    assert one.keys() == other.keys()
+    assert max(abs(one[label] - other[label]) for label in one) < tolerance
+
+
+def as_predictions(scores):
+    return [{"label": label, "score": score} for label, score in zip(LABELS, scores.tolist(), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Four recordings: lengths, rates, channels and formats differ."""
+    folder = tmp_path_factory.mktemp("recordings")
+    soundfile.write(folder / "noise.wav", noise(5.0), RATE)
+    soundfile.write(folder / "stereo.flac", np.stack([noise(1.0, 44100), noise(1.0, 44100, 1)], axis=1), 44100)
+    soundfile.write(folder / "tone.ogg", tone(3.0, 48000), 48000)
+    soundfile.write(folder / "long.wav", noise(33.3, 8000), 8000)
+    return [str(folder / name) for name in ("noise.wav", "stereo.flac", "tone.ogg", "long.wav")]
+
+
+# --- results
+
+
+def test_a_result_is_a_ranking(tiny_tagger):
+    predictions = tiny_tagger(noise(), LABELS, sampling_rate=RATE)
+    assert predictions[0]["label"] == "white noise"
+    assert [prediction["score"] for prediction in predictions] == sorted(
+        (prediction["score"] for prediction in predictions), reverse=True
+    )
+    assert sum(prediction["score"] for prediction in predictions) == pytest.approx(1, abs=1e-6)
+    assert sorted(scores_by_label(predictions)) == sorted(LABELS)
+
+
+def test_scores_are_the_models(tiny_tagger, tiny_model, processor):
+    inputs = processor(text=[f"this is a sound of {label}" for label in LABELS], audio=noise(), sampling_rate=RATE)
+    with torch.inference_mode():
+        logits = tiny_model(**inputs).logits_per_audio[0]
+    expected = [
+        {"label": label, "score": score} for label, score in zip(LABELS, logits.softmax(0).tolist(), strict=True)
+    ]
+    assert_same_scores(tiny_tagger(noise(), LABELS, sampling_rate=RATE), expected, 1e-6)
+    expected = [
+        {"label": label, "score": score} for label, score in zip(LABELS, logits.sigmoid().tolist(), strict=True)
+    ]
+    assert_same_scores(tiny_tagger(noise(), LABELS, sampling_rate=RATE, multi_label=True), expected, 1e-6)
+
+
+def test_top_k_and_threshold(tiny_tagger):
+    everything = tiny_tagger(noise(), LABELS, sampling_rate=RATE)
+    assert tiny_tagger(noise(), LABELS, sampling_rate=RATE, top_k=2) == everything[:2]
+    assert tiny_tagger(noise(), LABELS, sampling_rate=RATE, top_k=99) == everything
+    threshold = everything[1]["score"]
+    assert tiny_tagger(noise(), LABELS, sampling_rate=RATE, threshold=threshold) == everything[:2]
+    assert tiny_tagger(noise(), LABELS, sampling_rate=RATE, threshold=1.0) == []
+
+
+def test_templates_are_averaged(tiny_tagger, tiny_model, processor):
+    templates = ["{}", "a recording of {} outside"]
+    sides = [
+        tiny_model.encode_text(**processor(text=[template.replace("{}", label) for label in LABELS]))
+        for template in templates
+    ]
+    mean = torch.nn.functional.normalize(sides[0] + sides[1], dim=-1)
+    audio = tiny_model.encode_audio(**processor(audio=noise(), sampling_rate=RATE))
+    expected = tiny_model.similarity(audio, mean)[0].softmax(0)
+    predictions = tiny_tagger(noise(), LABELS, sampling_rate=RATE, hypothesis_template=templates)
+    assert_same_scores(predictions, as_predictions(expected), 1e-6)
+
+
+def test_labels_as_one_string(tiny_tagger):
+    as_list = tiny_tagger(noise(), ["dog", "white noise"], sampling_rate=RATE)
+    assert tiny_tagger(noise(), "dog, white noise", sampling_rate=RATE) == as_list
+
+
+def test_every_kind_of_input_gives_the_same(tiny_tagger, files):
+    expected = tiny_tagger(files[0], LABELS)
+    with open(files[0], "rb") as file:
+        data = file.read()
+    waveform, _ = soundfile.read(files[0], dtype="float32")
+    with open(files[0], "rb") as file:
+        assert tiny_tagger(file, LABELS) == expected
+    assert tiny_tagger(data, LABELS) == expected
+    assert tiny_tagger({"array": waveform, "sampling_rate": RATE}, LABELS) == expected
+    assert tiny_tagger(torch.from_numpy(waveform), LABELS, sampling_rate=RATE) == expected
+    assert tiny_tagger(waveform.tolist(), LABELS, sampling_rate=RATE) == expected
+    assert tiny_tagger({"bytes": data, "path": None}, LABELS) == expected
+
+
+def test_a_list_an_iterator_and_singles_agree(tiny_tagger, files):
+    singles = [tiny_tagger(file, LABELS) for file in files]
+    for batch_size in (1, 3, 16):
+        tagger = HfClapPipeline(tiny_tagger.model, tiny_tagger.processor, batch_size)
+        for results in (tagger(files, LABELS), tagger(iter(files), LABELS)):
+            for result, single in zip(results, singles, strict=True):
+                assert_same_scores(result, single, 1e-6)
+    assert tiny_tagger([], LABELS) == []
+
+
+def test_an_iterator_is_read_no_further_than_needed(tiny_tagger):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(len(taken))
+            yield {"array": noise(1.0), "sampling_rate": RATE}
+
+    results = tiny_tagger(endless(), LABELS)
+    next(results)
+    assert len(taken) <= tiny_tagger.batch_size
+
+
+def test_stock_pipeline_gives_the_same_scores(tiny_tagger, files):
+    stock = transformers.pipeline("zero-shot-audio-classification", model=hf_clap.TINY, device="cpu")
+    assert isinstance(stock.model, HfClapModel)
+    for file in files:  # the last is longer than a window
+        waveform = hf_clap.load_audio(file, RATE)
+        expected = stock(waveform, candidate_labels=LABELS, hypothesis_template="this is a sound of {}")
+        assert_same_scores(tiny_tagger(file, LABELS), expected)
+
+
+def test_stock_pipeline_takes_batches_of_mixed_lengths(tiny_tagger, files):
+    stock = transformers.pipeline("zero-shot-audio-classification", model=hf_clap.TINY, device="cpu")
+    waveforms = [hf_clap.load_audio(file, RATE) for file in files[:3]]
+    results = stock(waveforms, candidate_labels=LABELS, hypothesis_template="this is a sound of {}", batch_size=3)
+    for result, file in zip(results, files, strict=False):
+        assert_same_scores(tiny_tagger(file, LABELS), result)
+
+
+# --- time
+
+
+def test_timestamps_follow_the_sound(tiny_tagger):
+    clip = np.concatenate([noise(4.0), 0.001 * noise(4.0, seed=1), tone(3.5)])
+    labels = ["white noise", "silence", "beep"]
+    predictions = tiny_tagger(clip, labels, sampling_rate=RATE, return_timestamps=True, top_k=1)
+    assert [prediction["timestamp"] for prediction in predictions] == [
+        (0.0, 2.0),
+        (2.0, 4.0),
+        (4.0, 6.0),
+        (6.0, 8.0),
+        (8.0, 10.0),
+        (9.5, 11.5),
+    ]
+    assert [prediction["label"] for prediction in predictions][:2] == ["white noise"] * 2
+    for prediction in predictions:
+        start, end = (round(seconds * RATE) for seconds in prediction["timestamp"])
+        alone = tiny_tagger(clip[start:end], labels, sampling_rate=RATE, top_k=1)
+        assert alone[0]["label"] == prediction["label"]
+        assert alone[0]["score"] == pytest.approx(prediction["score"], abs=1e-5)
+
+
+def test_windows_overlap_by_the_hop(tiny_tagger):
+    predictions = tiny_tagger(
+        noise(3.0), LABELS, sampling_rate=RATE, return_timestamps=True, top_k=1, window_s=1.0, hop_s=0.5
+    )
+    assert [prediction["timestamp"] for prediction in predictions] == [(0.5 * i, 0.5 * i + 1.0) for i in range(5)]
+
+
+def test_a_long_clip_is_the_mean_of_its_windows(tiny_tagger, tiny_model, processor):
+    clip = np.concatenate([noise(10.0), tone(10.0), noise(5.0, seed=1)])
+    parts = [clip[: 10 * RATE], clip[10 * RATE : 20 * RATE], clip[15 * RATE :]]
+    embeds = tiny_model.encode_audio(**processor(audio=parts, sampling_rate=RATE))
+    text = tiny_model.encode_text(**processor(text=[f"this is a sound of {label}" for label in LABELS]))
+    mean = torch.nn.functional.normalize(embeds.sum(dim=0), dim=0)[None]
+    expected = tiny_model.similarity(mean, text)[0].softmax(0)
+    assert_same_scores(tiny_tagger(clip, LABELS, sampling_rate=RATE), as_predictions(expected))
+
+
+def test_an_hour_takes_little_memory(tmp_path):
+    """With a tower of a few weights, so that the hour is read and cut for real in seconds."""
+    config = HfClapConfig(
+        text_config={"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        audio_config=SMALL_AUDIO["hf_clap_patch_cnn"] | {"stem_channels": 1, "channels": (1,), "strides": (2,)},
+        projection_dim=4,
+    )
+    tagger = hf_clap.pipeline(HfClapModel(config), hf_clap.HfClapProcessor.from_pretrained(hf_clap.TINY), device="cpu")
+    path = tmp_path / "hour.wav"
+    with soundfile.SoundFile(path, "w", 8000, 1, "PCM_16") as file:
+        for minute in range(60):
+            file.write(noise(60.0, 8000, seed=minute))
+    tagger(noise(1.0), ["a"], sampling_rate=RATE)
+    tracemalloc.start()
+    predictions = tagger(path, ["a", "b"], return_timestamps=True, window_s=10.0, top_k=1)
+    _, peak = tracemalloc.get_traced_memory()  # numpy's and Python's memory
+    tracemalloc.stop()
+    assert len(predictions) == 360
+    assert predictions[-1]["timestamp"] == (3590.0, 3600.0)
+    assert peak < 20e6  # the hour at 16 kHz is 230 MB
+
+
+def test_labels_are_encoded_once(tiny_tagger, monkeypatch):
+    calls = []
+    encode_text = tiny_tagger.model.encode_text
+    monkeypatch.setattr(tiny_tagger.model, "encode_text", lambda **inputs: calls.append(1) or encode_text(**inputs))
+    clips = [{"array": noise(1.0, seed=seed), "sampling_rate": RATE} for seed in range(20)]
+    tiny_tagger(clips, ["one label", "another label"])
+    tiny_tagger(clips, ["one label", "another label"])
+    assert len(calls) == 1
+    tiny_tagger(clips[0], ["another label", "one label"])
+    assert len(calls) == 2
+
+
+def test_five_thousand_labels(tiny_tagger, tiny_model, processor):
+    labels = [f"sound number {index}" for index in range(5000)]
+    predictions = tiny_tagger(noise(1.0), labels, sampling_rate=RATE, top_k=5000)
+    assert len(predictions) == 5000
+    assert sum(prediction["score"] for prediction in predictions) == pytest.approx(1, abs=1e-4)
+    # sorted by length, encoded and put back in place
+    embeds = tiny_tagger._encode_labels(labels, ["this is a sound of {}"])
+    alone = tiny_model.encode_text(**processor(text=[f"this is a sound of {labels[4321]}"]))
+    assert (embeds[4321] - alone[0]).abs().max() < 1e-6
+
+
+# --- what cannot be used
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"candidate_labels": []}, ValueError, "There are no labels"),
+        ({"candidate_labels": ["dog", "dog "]}, ValueError, "Label 'dog' is there twice"),
+        ({"candidate_labels": ["dog", " "]}, ValueError, "Label 2 of 2 is empty"),
+        ({"candidate_labels": [1, 2]}, TypeError, "as a list of str"),
+        ({"candidate_labels": None}, TypeError, "as a list of str"),
+        ({"hypothesis_template": "a sound"}, ValueError, "does not say where the label goes; write {}"),
+        ({"hypothesis_template": ["{}", "{} and {}"]}, ValueError, "'{} and {}' does not say"),
+        ({"hypothesis_template": []}, ValueError, "There is no template"),
+        ({"top_k": -1}, ValueError, "top_k=-1 is not possible"),
+        ({"top_k": 0}, ValueError, "top_k=0 is not possible"),
+        ({"top_k": 1.5}, ValueError, "top_k=1.5 is not possible"),
+        ({"threshold": 2}, ValueError, "threshold=2 is not possible"),
+        ({"topk": 3}, TypeError, "There is no option topk"),
+        ({"on_error": "ignore"}, ValueError, "on_error='ignore' is not possible"),
+        ({"return_timestamps": True, "window_s": 0}, ValueError, "window_s=0 is not possible"),
+        ({"return_timestamps": True, "window_s": 60}, ValueError, "at most 10.0 s at once"),
+        ({"return_timestamps": True, "hop_s": 3.0}, ValueError, "at most window_s=2.0"),
+        ({"sampling_rate": None}, AudioError, "pass source_rate|pass sampling_rate"),
+        ({"sampling_rate": -1}, AudioError, "sampling rate of -1"),
+    ],
+)
+def test_impossible_options_are_refused_in_a_sentence(tiny_tagger, options, error, message):
+    arguments = {"candidate_labels": LABELS, "sampling_rate": RATE} | options
+    with pytest.raises(error, match=message) as caught:
+        tiny_tagger(noise(0.5), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros(0, np.float32), "no samples"),
+        (np.full(1000, np.nan, np.float32), "NaN or infinite"),
+        (np.zeros((2, 2, 1000), np.float32), "is not a clip"),
+        (np.zeros((16000, 2), np.float32), "array.T"),
+    ],
+)
+def test_impossible_arrays_are_refused_in_a_sentence(tiny_tagger, audio, message):
+    with pytest.raises(AudioError, match=message):
+        tiny_tagger(audio, LABELS, sampling_rate=RATE)
+
+
+def test_options_are_checked_before_anything_is_read(tiny_tagger):
+    with pytest.raises(ValueError, match="top_k"):
+        tiny_tagger.iterate(iter([]), LABELS, top_k=0)
+
+
+def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_text("this is no sound")
+    inputs = [files[0], str(broken), str(tmp_path / "missing.wav"), files[1]]
+    with pytest.raises(AudioError, match=r"broken\.wav"):
+        tiny_tagger(inputs, LABELS)
+    results = tiny_tagger(inputs, LABELS, on_error="return")
+    assert_same_scores(results[0], tiny_tagger(files[0], LABELS), 1e-6)
+    assert isinstance(results[1], AudioError)
+    assert isinstance(results[2], FileNotFoundError)
+    assert_same_scores(results[3], tiny_tagger(files[1], LABELS), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "samples"),
+    [(np.int16, 2**15), (np.int32, 2**31), (np.float64, 1), (np.uint8, 2**7)],
+)
+def test_number_types_give_the_same_scores(tiny_tagger, kind, samples):
+    waveform = noise(2.0)
+    scaled = waveform * samples + (128 if kind == np.uint8 else 0)
+    predictions = tiny_tagger(np.clip(scaled, -(2**31), 2**31 - 1).astype(kind), LABELS, sampling_rate=RATE)
+    assert_same_scores(
+        predictions, tiny_tagger(waveform, LABELS, sampling_rate=RATE), 0.02 if kind == np.uint8 else 1e-3
+    )
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 96000, 192000])
+def test_rates_and_surround_are_heard_alike(tiny_tagger, rate):
+    surround = np.tile(tone(1.0, rate, 1000.0), (6, 1))
+    predictions = tiny_tagger(surround, ["beep", "dog"], sampling_rate=rate)
+    expected = tiny_tagger(tone(1.0, RATE, 1000.0), ["beep", "dog"], sampling_rate=RATE)
+    assert_same_scores(predictions, expected, 0.02)
+
+
+def test_thirty_milliseconds(tiny_tagger):
+    predictions = tiny_tagger(noise(0.03), LABELS, sampling_rate=RATE)
+    assert sum(prediction["score"] for prediction in predictions) == pytest.approx(1, abs=1e-6)
+
+
+# --- models
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "nonsense with spaces"])
+def test_unknown_checkpoint_is_refused_in_a_sentence(name):
+    with pytest.raises(OSError, match="neither a folder with a checkpoint in it nor a model on the Hub") as caught:
+        hf_clap.pipeline(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_kind_of_checkpoint_is_refused(tmp_path):
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'bert' checkpoint, not a hf_clap one"):
+        hf_clap.pipeline(tmp_path)
+
+
+def test_model_objects_and_dtypes(tiny_tagger):
+    with pytest.raises(ValueError, match="needs its processor"):
+        hf_clap.pipeline(tiny_tagger.model)
+    with pytest.raises(ValueError, match="dtype='int8' is not possible"):
+        hf_clap.pipeline(dtype="int8")
+    with pytest.raises(ValueError, match="batch_size=0 is not possible"):
+        hf_clap.pipeline(batch_size=0)
+    half = hf_clap.pipeline(device="cpu", dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    expected = tiny_tagger(noise(), LABELS, sampling_rate=RATE)
+    assert_same_scores(half(noise(), LABELS, sampling_rate=RATE), expected, 0.02)

@@ -1,0 +1,79 @@
+"""A pushed checkpoint in a process that has no hf_clap: only its own files and transformers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import noise
+from hf_clap import HfClapModel
+
+PROGRAM = """
+import json, sys
+sys.modules["hf_clap"] = None  # as if it were not installed: any import of it fails
+import numpy as np, torch
+from transformers import AutoModel, AutoProcessor, pipeline
+
+folder, clip = sys.argv[1:]
+waveform = np.load(clip)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.inference_mode():
+    output = model(**processor(text=["a dog", "white noise"], audio=waveform, sampling_rate=16000))
+tagger = pipeline("zero-shot-audio-classification", model=folder, trust_remote_code=True, device="cpu")
+scores = tagger(waveform, candidate_labels=["a dog", "white noise"], hypothesis_template="{}")
+print(json.dumps({
+    "classes": [type(model).__name__, type(processor).__name__, type(processor.feature_extractor).__name__],
+    "modules": [type(model).__module__, type(processor).__module__],
+    "logits": output.logits_per_audio.tolist(),
+    "scores": scores,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory, tiny_model, processor):
+    """What `push_to_hub` would upload."""
+    folder = tmp_path_factory.mktemp("pushed") / "someones-clap"
+    tiny_model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_every_file_of_the_model_travels(pushed):
+    assert {file.name for file in pushed.glob("*.py")} == {
+        "configuration_hf_clap.py",
+        "feature_extraction_hf_clap.py",
+        "losses.py",
+        "modeling_cnn14.py",
+        "modeling_hf_clap.py",
+        "modeling_patch_cnn.py",
+        "processing_hf_clap.py",
+    }
+
+
+def test_loads_without_hf_clap(pushed, tmp_path, tiny_model, processor, tiny_tagger):
+    waveform = noise(3.0)
+    np.save(tmp_path / "clip.npy", waveform)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(pushed), str(tmp_path / "clip.npy")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["classes"] == ["HfClapModel", "HfClapProcessor", "HfClapFeatureExtractor"]
+    assert all(module.startswith("transformers_modules.") for module in result["modules"])
+    assert isinstance(tiny_model, HfClapModel)
+    ours = tiny_tagger(waveform, ["a dog", "white noise"], hypothesis_template="{}", sampling_rate=16000)
+    for expected, scored in zip(ours, result["scores"], strict=True):
+        assert scored["label"] == expected["label"]
+        assert scored["score"] == pytest.approx(expected["score"], abs=1e-5)
+    inputs = processor(text=["a dog", "white noise"], audio=waveform, sampling_rate=16000)
+    assert result["logits"][0] == pytest.approx(tiny_model(**inputs).logits_per_audio[0].tolist(), abs=1e-5)
