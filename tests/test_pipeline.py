@@ -350,4 +350,4 @@ def test_model_objects_and_dtypes(tiny_tagger):
     half = hf_clap.pipeline(device="cpu", dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
     expected = tiny_tagger(noise(), LABELS, sampling_rate=RATE)
-    assert_same_scores(half(noise(), LABELS, sampling_rate=RATE), expected, 0.02)
+    assert_same_scores(half(noise(), LABELS, sampling_rate=RATE), expected, 0.05)

@@ -2,35 +2,57 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from hf_clap.plot import MAX_ROWS, plot_timeline
+from hf_clap.plot import COLUMNS, MAX_LABELS, _envelope, _score_grid, plot_timeline
+
+SILENCE = [np.zeros(64000, np.float32)]
 
 
-def columns_with_blue(picture):
-    """Share of blue pixels in each column of the label half."""
-    half = picture[picture.shape[0] // 2 :, :, :3]
-    return ((half[..., 2] - half[..., 0]) > 0.3).mean(axis=0)
+def test_scores_lie_where_and_as_they_are():
+    predictions = [
+        {"label": "dog", "score": 0.25, "timestamp": (0.0, 2.0)},
+        {"label": "dog", "score": 0.5, "timestamp": (1.0, 3.0)},
+        {"label": "cat", "score": 0.75, "timestamp": (3.0, 4.0)},
+    ]
+    labels, grid = _score_grid(predictions, 4.0)
+    second = COLUMNS // 4
+    assert labels == ["cat", "dog"]
+    assert [sorted(set(row[i * second : (i + 1) * second])) for row in grid for i in range(4)] == [
+        *([0.0], [0.0], [0.0], [0.75]),
+        *([0.25], [0.5], [0.5], [0.0]),
+    ]
 
 
-def test_bars_lie_where_the_label_is(tmp_path):
+def test_envelope_holds_every_peak():
+    waveform = np.zeros(48000, np.float32)
+    waveform[12345], waveform[40000] = 0.5, -0.25
+    low, high, seconds = _envelope(np.split(waveform, 3), 16000)
+    assert seconds == 3.0
+    assert len(low) == len(high) == 300
+    assert (high.argmax(), high.max(), low.argmin(), low.min()) == (77, 0.5, 250, -0.25)
+
+
+def test_picture_is_blue_where_the_label_is(tmp_path):
     predictions = [
         {"label": "dog", "score": 1.0, "timestamp": (0.0, 2.0)},
         {"label": "dog", "score": 0.0, "timestamp": (2.0, 4.0)},
     ]
-    plot_timeline(tmp_path / "x.png", np.zeros(64000, np.float32), 16000, predictions)
-    blue = np.flatnonzero(columns_with_blue(imread(tmp_path / "x.png")) > 0.1)
-    width = imread(tmp_path / "x.png").shape[1]
-    assert blue.min() < 0.15 * width
-    assert 0.4 * width < blue.max() < 0.65 * width
+    plot_timeline(tmp_path / "x.png", SILENCE, 16000, predictions)
+    picture = imread(tmp_path / "x.png")[..., :3]
+    blue = (picture[..., 2] - picture[..., 0] > 0.3).mean(axis=0)
+    width = len(blue)
+    assert blue[int(0.2 * width)] > 0.2
+    assert blue[int(0.7 * width)] == 0
 
 
 def test_many_labels_and_tiny_clips(tmp_path):
     predictions = [{"label": f"label {i}", "score": i / 50, "timestamp": (0.0, 0.03)} for i in range(50)]
-    plot_timeline(tmp_path / "many.png", np.zeros(480, np.float32), 16000, predictions)
-    plot_timeline(tmp_path / "few.png", np.zeros(480, np.float32), 16000, predictions[-MAX_ROWS:])
+    clip = [np.zeros(480, np.float32)]
+    plot_timeline(tmp_path / "many.png", clip, 16000, predictions)
+    plot_timeline(tmp_path / "few.png", clip, 16000, predictions[-MAX_LABELS:])
     assert np.array_equal(imread(tmp_path / "many.png"), imread(tmp_path / "few.png"))
 
 
 def test_a_failed_plot_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError):
-        plot_timeline(tmp_path / "x.png", np.zeros(480, np.float32), 16000, [{"label": "a", "score": 1.0}])
+    with pytest.raises(FileNotFoundError):
+        plot_timeline(tmp_path / "none" / "x.png", SILENCE, 16000, [{"label": "a", "score": 1.0, "timestamp": (0, 4)}])
     assert list(tmp_path.iterdir()) == []

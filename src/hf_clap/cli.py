@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .audio import load_audio
+from .audio import iter_audio
 from .pipeline import DEFAULT_TEMPLATE, TINY, pipeline
 
 AUDIO_SUFFIXES = {
@@ -126,8 +126,8 @@ def _tag(options: argparse.Namespace) -> int:
         tqdm.write(line)  # prints around the progress bar, to stdout
     if options.plot and not failed:
         timeline = tagger(paths[0], return_timestamps=True, **settings)
-        waveform = load_audio(paths[0], tagger.sampling_rate)
-        plot_timeline(options.plot, waveform, tagger.sampling_rate, timeline)
+        blocks = iter_audio(paths[0], tagger.sampling_rate)
+        plot_timeline(options.plot, blocks, tagger.sampling_rate, timeline)
     return 1 if failed else 0
 
 

@@ -65,7 +65,7 @@ class HfClapPatchCnnModel(PreTrainedModel):
     >>> tower = HfClapPatchCnnModel(HfClapPatchCnnConfig(channels=(8, 16), strides=(1, 2))).eval()
     >>> output = tower(torch.zeros(1, 1, 200, 64))
     >>> output.last_hidden_state.shape, output.pooler_output.shape
-    (torch.Size([1, 4, 16]), torch.Size([1, 16]))
+    (torch.Size([1, 3, 16]), torch.Size([1, 16]))
 
     ```
     """

@@ -226,7 +226,7 @@ class HfClapPipeline:
     ) -> list[dict[str, Any]]:
         with torch.inference_mode():
             embeds = F.normalize(torch.stack(clip.embeds), dim=-1)  # (1 or windows, dim)
-            logits = self.model.similarity(embeds.to(label_embeds), label_embeds).float()
+            logits = self.model.similarity(embeds.to(label_embeds.device), label_embeds)
             scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
             best, order = scores.topk(min(top_k or len(labels), len(labels)))
         predictions = []
@@ -253,13 +253,13 @@ class HfClapPipeline:
 
     @torch.inference_mode()
     def _encode_labels(self, labels: list[str], templates: list[str]) -> torch.Tensor:
-        """`(labels, dim)`, L2-normalised: the mean over templates. Kept, so that the same labels are free again."""
+        """`(labels, dim)` float32, L2-normalised: the mean over templates. Kept for the next call."""
         key = (tuple(labels), tuple(templates))
         if key not in self._label_embeds:
             embeds = [
                 self._encode_texts([template.replace("{}", label) for label in labels]) for template in templates
             ]
-            self._label_embeds[key] = F.normalize(torch.stack(embeds).mean(dim=0), dim=-1)
+            self._label_embeds[key] = F.normalize(torch.stack(embeds).float().mean(dim=0), dim=-1)
             if len(self._label_embeds) > CACHED_LABEL_SETS:
                 self._label_embeds.popitem(last=False)
         self._label_embeds.move_to_end(key)

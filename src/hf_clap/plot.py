@@ -1,7 +1,7 @@
 """Pictures of results. Needs matplotlib (extra `eval`)."""
 
 import os
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,45 @@ try:
 except ImportError as error:
     raise ImportError("Plots need matplotlib: run `pip install 'hf-clap[eval]'`.") from error
 
-MAX_ROWS = 12  # labels that are drawn, those with the highest scores; more cannot be read
-WAVEFORM_COLUMNS = 2000
+MAX_LABELS = 12  # that are drawn, those with the highest scores; more cannot be read
+COLUMNS = 2000  # of the picture, along time
+ENVELOPE_S = 0.01  # of a waveform only the least and greatest sample of such a stretch are kept
 
 
-def plot_timeline(output: Path, waveform: np.ndarray, sampling_rate: int, predictions: list[dict[str, Any]]) -> None:
+def plot_timeline(
+    output: Path, blocks: Iterable[np.ndarray], sampling_rate: int, predictions: list[dict[str, Any]]
+) -> None:
     """
     Draw scores of labels over time under the waveform, as a PNG.
 
     Args:
         output: the file to write; it appears when it is complete.
-        waveform: `(samples,)`.
+        blocks: the waveform in consecutive pieces `(samples,)`, as `iter_audio` gives them.
         sampling_rate: its rate, in Hz.
-        predictions: what the pipeline returns with `return_timestamps=True`.
+        predictions: what the pipeline returns with `return_timestamps=True`. Where windows overlap, the highest score
+            is drawn.
     """
-    best: dict[str, float] = {}
-    for prediction in predictions:
-        best[prediction["label"]] = max(best.get(prediction["label"], 0.0), prediction["score"])
-    labels = sorted(sorted(best, key=best.__getitem__)[-MAX_ROWS:], key=best.__getitem__)
-    seconds = len(waveform) / sampling_rate
+    low, high, seconds = _envelope(blocks, sampling_rate)
+    labels, scores = _score_grid(predictions, seconds)
 
     figure = Figure(figsize=(11, 2.2 + 0.35 * len(labels)), layout="constrained")
     wave_axes, label_axes = figure.subplots(2, 1, sharex=True, height_ratios=[2, max(2, len(labels))])
-    low, high = _envelope(waveform)
     wave_axes.fill_between(np.linspace(0, seconds, len(low)), low, high, color="0.35", linewidth=0)
     wave_axes.set(ylabel="waveform", xlim=(0, seconds))
-    for prediction in predictions:
-        if prediction["label"] in labels:
-            start, end = prediction["timestamp"]
-            row = labels.index(prediction["label"])
-            label_axes.barh(row, end - start, left=start, height=0.9, color="C0", alpha=min(1.0, prediction["score"]))
-    label_axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="time (s)", ylim=(-0.5, len(labels) - 0.5))
-    figure.suptitle("score of each label over time (0 white, 1 blue)", fontsize="medium")
+    image = label_axes.imshow(
+        scores,
+        aspect="auto",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(0, seconds, len(labels) - 0.5, -0.5),
+    )
+    label_axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="time (s)")
+    label_axes.hlines(np.arange(len(labels) - 1) + 0.5, 0, seconds, color="white", linewidth=2)
+    figure.colorbar(image, ax=label_axes, label="score", aspect=10)
 
-    # a killed run leaves no half picture behind
-    with tempfile.NamedTemporaryFile(
-        dir=output.parent, prefix=f".{output.name}-", suffix=".png", delete=False
-    ) as file:
-        temporary = Path(file.name)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.png")  # a killed run leaves no half picture behind
     try:
         figure.savefig(temporary, dpi=120)
         os.replace(temporary, output)
@@ -57,7 +58,27 @@ def plot_timeline(output: Path, waveform: np.ndarray, sampling_rate: int, predic
         temporary.unlink(missing_ok=True)
 
 
-def _envelope(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest sample of each picture column."""
-    columns = np.array_split(waveform, min(len(waveform), WAVEFORM_COLUMNS))
-    return np.array([column.min() for column in columns]), np.array([column.max() for column in columns])
+def _envelope(blocks: Iterable[np.ndarray], sampling_rate: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Least and greatest sample of every stretch of 10 ms, and the length in seconds."""
+    lows, highs, samples = [], [], 0
+    for block in blocks:
+        for piece in np.array_split(block, max(1, round(len(block) / (ENVELOPE_S * sampling_rate)))):
+            lows.append(piece.min())
+            highs.append(piece.max())
+        samples += len(block)
+    return np.array(lows), np.array(highs), samples / sampling_rate
+
+
+def _score_grid(predictions: list[dict[str, Any]], seconds: float) -> tuple[list[str], np.ndarray]:
+    """The labels that score highest anywhere, best first, and their scores `(labels, COLUMNS)` over time."""
+    best: dict[str, float] = {}
+    for prediction in predictions:
+        best[prediction["label"]] = max(best.get(prediction["label"], 0.0), prediction["score"])
+    labels = sorted(best, key=lambda label: -best[label])[:MAX_LABELS]
+    grid = np.zeros((len(labels), COLUMNS))
+    for prediction in predictions:
+        if prediction["label"] in labels:
+            start, end = (round(second / seconds * COLUMNS) for second in prediction["timestamp"])
+            row = grid[labels.index(prediction["label"])]
+            row[start:end] = np.maximum(row[start:end], prediction["score"])
+    return labels, grid
