@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -74,6 +75,12 @@ class HfClapCnn14Model(PreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.linear = nn.Linear(config.channels[-1], config.hidden_size)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            init.xavier_uniform_(module.weight)  # as PANNs does (`pytorch/models.py`, init_layer)
 
     def forward(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
