@@ -257,6 +257,11 @@ def test_a_decoder_is_pooled_at_its_last_token(text_config, small_inputs):
         )
 
 
+def test_a_text_that_is_too_long_is_refused(small_config):
+    with pytest.raises(ValueError, match="41 tokens does not fit the 40 positions"):
+        small_model(small_config).encode_text(torch.ones(1, 41, dtype=torch.long))
+
+
 def test_no_pooler_that_nothing_uses(small_config):
     assert small_model(small_config).text_model.pooler is None
     small_config.text_pooling = "pooler"

@@ -283,6 +283,8 @@ def test_impossible_arrays_are_refused_in_a_sentence(tiny_tagger, audio, message
 def test_options_are_checked_before_anything_is_read(tiny_tagger):
     with pytest.raises(ValueError, match="top_k"):
         tiny_tagger.iterate(iter([]), LABELS, top_k=0)
+    with pytest.raises(TypeError, match="iterate takes several inputs"):
+        tiny_tagger.iterate("noise.wav", LABELS)
 
 
 def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
@@ -296,6 +298,25 @@ def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
     assert isinstance(results[1], AudioError)
     assert isinstance(results[2], FileNotFoundError)
     assert_same_scores(results[3], tiny_tagger(files[1], LABELS), 1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_a_file_that_breaks_off_in_the_middle_spoils_no_other(tiny_tagger, files, tmp_path, batch_size):
+    """Some of its windows are on their way when its end turns out to be missing."""
+    whole = tmp_path / "whole.flac"
+    soundfile.write(whole, noise(60.0), RATE)
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    tagger = HfClapPipeline(tiny_tagger.model, tiny_tagger.processor, batch_size)
+    results = tagger([files[0], str(cut), files[1], files[3]], LABELS, on_error="return")
+    assert isinstance(results[1], AudioError)
+    for result, file in zip([results[0], *results[2:]], [files[0], files[1], files[3]], strict=True):
+        assert_same_scores(result, tiny_tagger(file, LABELS), 1e-6)
+
+
+def test_a_label_of_600_words_is_cut(tiny_tagger):
+    predictions = tiny_tagger(noise(1.0), ["dog " * 600, "white noise"], sampling_rate=RATE)
+    assert predictions[0]["label"] == "white noise"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +366,10 @@ def test_model_objects_and_dtypes(tiny_tagger):
         hf_clap.pipeline(tiny_tagger.model)
     with pytest.raises(ValueError, match="dtype='int8' is not possible"):
         hf_clap.pipeline(dtype="int8")
+    with pytest.raises(ValueError, match="device='gpu' is not possible on this machine"):
+        hf_clap.pipeline(device="gpu")
+    with pytest.raises(ValueError, match="device='meta:x' is not possible on this machine"):
+        hf_clap.pipeline(device="meta:x")
     with pytest.raises(ValueError, match="batch_size=0 is not possible"):
         hf_clap.pipeline(batch_size=0)
     half = hf_clap.pipeline(device="cpu", dtype="bfloat16")

@@ -244,6 +244,12 @@ class HfClapPreTrainedModel(PreTrainedModel):
         token_type_ids: torch.Tensor | None,
         position_ids: torch.Tensor | None,
     ) -> BaseModelOutputWithPooling:
+        longest = getattr(self.config.text_config, "max_position_embeddings", None)
+        if longest is not None and input_ids.shape[1] > longest:
+            raise ValueError(
+                f"A text of {input_ids.shape[1]} tokens does not fit the {longest} positions of the text tower; pass "
+                "truncation=True to the tokenizer, as the processor does by itself."
+            )
         optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         given = {name: value for name, value in optional.items() if value is not None}
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **given)

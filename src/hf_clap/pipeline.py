@@ -1,7 +1,7 @@
 """Zero-shot audio tagging: audio of any kind and length, labels in plain words -> scores."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -72,7 +72,8 @@ class HfClapPipeline:
         Args:
             audio: a path, URL, bytes, file object, array (with `sampling_rate`), `{"array", "sampling_rate"}` or
                 `datasets` audio; or a list of them; or an iterator of them, for which an iterator comes back. An array
-                with two axes is one clip, channels first.
+                with two axes is one clip, channels first. What is longer than the model's window is heard in
+                consecutive windows, whose embeddings are averaged.
             candidate_labels: the labels, as a list or separated by commas.
             hypothesis_template (`str` or `list[str]`): sentence with `{}` for the label, or several, whose embeddings
                 are averaged; `"this is a sound of {}"` when absent.
@@ -138,6 +139,8 @@ class HfClapPipeline:
             raise TypeError(
                 f"There is no option {', '.join(sorted(unknown))}; help(hf_clap.HfClapPipeline.__call__) lists all."
             )
+        if isinstance(inputs, (str, bytes, PathLike, Mapping)):
+            raise TypeError("iterate takes several inputs; pass a list, or call the pipeline itself with one.")
         if top_k is not None:
             _check_positive_int("top_k", top_k)
         if threshold is not None and not 0 <= threshold <= 1:
@@ -324,9 +327,7 @@ def pipeline(
         processor = processor or HfClapProcessor.from_pretrained(source, revision=revision)
         stored_or_asked = "auto" if dtype is None else _as_dtype(dtype)
         loaded = HfClapModel.from_pretrained(source, revision=revision, dtype=stored_or_asked)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else loaded.device
-    return HfClapPipeline(loaded.to(device), processor, batch_size)
+    return HfClapPipeline(loaded.to(_as_device(device, loaded.device)), processor, batch_size)
 
 
 def _check_checkpoint(source: str, revision: str) -> None:
@@ -348,6 +349,19 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not possible; choose float32, bfloat16 or float16.")
+    return resolved
+
+
+def _as_device(device: str | int | torch.device | None, present: torch.device) -> torch.device:
+    if device is None:
+        return torch.device("cuda") if torch.cuda.is_available() else present
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (AssertionError, RuntimeError) as error:  # how torch says that it was built without the device
+        raise ValueError(
+            f"device={device!r} is not possible on this machine; choose another, such as 'cpu'."
+        ) from error
     return resolved
 
 
