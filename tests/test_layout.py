@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,19 @@ def test_importing_the_package_prints_nothing_and_sets_nothing():
     command = [sys.executable, "-W", "error::UserWarning", "-c", program]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_the_wheel_holds_the_package_and_the_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("hf_clap-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"hf_clap/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*") if path.is_file()}
+    assert {name for name in expected if "__pycache__" not in name} == {
+        name for name in names if "dist-info" not in name
+    }
+    assert "hf_clap/checkpoints/tiny/model.safetensors" in names
+    assert "hf_clap/py.typed" in names
 
 
 def test_version_is_in_the_changelog():
