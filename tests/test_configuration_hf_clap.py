@@ -42,12 +42,18 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
     ("arguments", "message"),
     [
         ({"audio_config": {"model_type": "wavenet"}}, "no tower of model_type 'wavenet'"),
+        ({"audio_config": BertConfig()}, "no tower of model_type 'bert'"),
         ({"concept_labels": ["a"], "projection_dim": 2}, "set projection_dim=1"),
     ],
 )
 def test_impossible_configs_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         HfClapConfig(**arguments)
+
+
+def test_whole_numbers_are_numbers():
+    config = HfClapConfig(projection_dropout=0, logit_scale_init_value=3, logit_bias_init_value=-1)
+    assert (config.projection_dropout, config.logit_scale_init_value, config.logit_bias_init_value) == (0, 3, -1)
 
 
 @pytest.mark.parametrize("name", ["text_pooling", "projection"])

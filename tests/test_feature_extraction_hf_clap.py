@@ -97,6 +97,16 @@ def test_log_mel_is_differentiable(msclap):
     )
 
 
+def test_gradients_after_inference():
+    """The mel bank is kept between calls, and the first one may have been in inference mode."""
+    extractor = HfClapFeatureExtractor(f_max=13999)  # not in the cache yet
+    with torch.inference_mode():
+        extractor.log_mel(torch.zeros(2000))
+    waveform = torch.ones(2000, requires_grad=True)
+    extractor.log_mel(waveform).sum().backward()
+    assert waveform.grad.isfinite().all()
+
+
 # --- arrays of every kind
 
 
@@ -130,6 +140,7 @@ def test_tensors_stay_in_their_graph_and_views_are_read():
         (np.zeros((16000, 2)), "array.T if samples come first"),
         (np.array([0.0, np.nan]), "NaN or infinite"),
         (np.array([0.0, np.inf]), "NaN or infinite"),
+        (np.array([0.0, 1e30]), "scale it to"),
         (np.array([1, 2]), "int64 have no known scale"),
         (np.array([True]), "bool have no known scale"),
         ("dog", "A str is not a waveform"),
@@ -164,6 +175,12 @@ def test_resampled_tone_is_the_tone_at_the_new_rate(from_rate, to_rate):
 
 def test_five_seconds_at_44100_fill_a_48000_window_exactly_twice():
     assert len(resample(torch.zeros(5 * 44100), 44100, 48000)) == 240_000
+
+
+@pytest.mark.parametrize("rate", [0, -1, "16000", 16000.5, 10**7])
+def test_impossible_rate_is_an_error(yamnet, rate):
+    with pytest.raises(AudioError, match="it must be 1000 to 768000 Hz"):
+        yamnet(tone(), sampling_rate=rate)
 
 
 def test_missing_rate_is_an_error(yamnet):

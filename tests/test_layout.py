@@ -21,9 +21,10 @@ MAY_IMPORT = {
     "losses": set(),
     "processing_hf_clap": set(),
     "plot": set(),
+    "projections": {"configuration_hf_clap"},
     "modeling_cnn14": {"configuration_hf_clap"},
     "modeling_patch_cnn": {"configuration_hf_clap"},
-    "modeling_hf_clap": {"configuration_hf_clap", "losses", "modeling_cnn14", "modeling_patch_cnn"},
+    "modeling_hf_clap": {"configuration_hf_clap", "losses", "modeling_cnn14", "modeling_patch_cnn", "projections"},
     "audio_file": {"feature_extraction_hf_clap"},
     "audio": {"audio_file", "feature_extraction_hf_clap"},
     "pipeline": {
@@ -35,7 +36,10 @@ MAY_IMPORT = {
     },
     "cli": {"audio", "pipeline", "plot"},
 }
-TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + ["losses"]
+TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
+    "losses",
+    "projections",
+]
 
 
 def imports_of(name):

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -7,7 +8,6 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel
 
-import hf_clap
 from conftest import SMALL_AUDIO, SMALL_TEXT, noise, tone
 from golden import msclap_2022_weights, state_dict_of
 from hf_clap import (
@@ -18,7 +18,7 @@ from hf_clap import (
     HfClapTextModelWithProjection,
     contrastive_loss,
 )
-from hf_clap.modeling_hf_clap import mean_of_windows, pool_text
+from hf_clap.modeling_hf_clap import mean_of_windows
 
 
 def small_model(config, seed=0):
@@ -116,7 +116,8 @@ def test_loading_fills_every_tensor(tmp_path, small_config):
     assert not any(information[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
-    assert {name for name, _ in loaded.named_buffers()} == {name for name, _ in model.named_buffers()}
+    buffers = dict(model.named_buffers())  # also those that are not stored
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in loaded.named_buffers())
 
 
 def test_halves_load_from_the_whole_checkpoint(tmp_path, small_config, small_inputs):
@@ -150,6 +151,12 @@ def test_outputs_are_consistent(small_config, small_inputs):
     )
     assert torch.equal(as_tuple[0], output.logits_per_audio)
     assert torch.equal(audio.pooler_output, output.audio_embeds)
+    # the towers' own vectors, before the projections
+    with torch.inference_mode():
+        tower = model.audio_model(small_inputs["input_features"])
+    assert torch.equal(output.audio_model_output.pooler_output, tower.pooler_output)
+    assert output.audio_model_output.pooler_output.shape == (3, 16)
+    assert torch.equal(output.text_model_output.pooler_output, output.text_model_output.last_hidden_state[:, 0])
 
 
 def test_loss_needs_pairs(small_config, small_inputs):
@@ -223,26 +230,9 @@ def test_torch_export_gives_the_same_audio_embeddings():
 # --- parts
 
 
-def test_text_is_pooled_by_mask():
-    hidden = torch.arange(24.0).reshape(2, 4, 3)
-    output = type("Output", (), {"last_hidden_state": hidden, "pooler_output": hidden[:, 0] + 100})
-    right = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    left = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-    assert torch.equal(pool_text(output, right, "cls"), hidden[:, 0])
-    assert torch.equal(pool_text(output, left, "cls"), torch.stack([hidden[0, 1], hidden[1, 0]]))
-    assert torch.equal(pool_text(output, right, "last"), torch.stack([hidden[0, 2], hidden[1, 3]]))
-    assert torch.equal(pool_text(output, left, "last"), hidden[:, 3])
-    assert torch.equal(pool_text(output, right, "mean"), torch.stack([hidden[0, :3].mean(0), hidden[1].mean(0)]))
-    assert torch.equal(pool_text(output, None, "last"), hidden[:, 3])
-    assert torch.equal(pool_text(output, right, "pooler"), hidden[:, 0] + 100)
-
-
-@pytest.mark.parametrize(
-    "text_config", [{"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 60}]
-)
-def test_a_decoder_is_pooled_at_its_last_token(text_config, small_inputs):
+def test_a_decoder_is_pooled_at_its_last_token(small_inputs):
     config = HfClapConfig(
-        text_config=text_config,
+        text_config={"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 60},
         audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]),
         text_pooling="last",
         projection="mlp",
@@ -255,6 +245,32 @@ def test_a_decoder_is_pooled_at_its_last_token(text_config, small_inputs):
         assert torch.allclose(
             model.encode_text(ids, attention_mask=mask), model.encode_text(other, attention_mask=mask)
         )
+
+
+@pytest.mark.parametrize("tokens", [38, 39])
+def test_robertas_positions_start_late(tokens):
+    text_config = copy.deepcopy(SMALL_TEXT) | {"model_type": "roberta", "pad_token_id": 1}
+    model = small_model(HfClapConfig(text_config=text_config, audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"])))
+    ids = torch.full((1, tokens), 5)
+    if tokens == 38:
+        assert model.encode_text(ids).norm().item() == pytest.approx(1, abs=1e-6)
+    else:
+        with pytest.raises(ValueError, match="39 tokens does not fit the 38 positions"):
+            model.encode_text(ids)
+
+
+def test_of_an_encoder_decoder_only_the_encoder_is_built(tmp_path, small_inputs):
+    text_config = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = HfClapConfig(
+        text_config=text_config | {"vocab_size": 60},
+        audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]),
+        text_pooling="mean",
+    )
+    model = small_model(config)
+    assert not [name for name, _ in model.named_parameters() if "decoder" in name]
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        assert_same_outputs(HfClapModel.from_pretrained(tmp_path)(**small_inputs), model(**small_inputs))
 
 
 def test_a_text_that_is_too_long_is_refused(small_config):
@@ -280,43 +296,14 @@ def test_windows_of_a_clip_are_averaged(small_config, small_inputs):
     assert means.tolist() == [[1.0], [4.0]]
 
 
-def test_logit_scale_is_clamped(small_config):
+def test_logits_are_scaled_and_shifted(small_config):
+    small_config.logit_scale_init_value, small_config.logit_bias_init_value = math.log(7), -3
     model = small_model(small_config)
+    audio, text = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, -1.0]])
+    expected = torch.tensor([[7.0, 4.2, 0.0], [0.0, 5.6, -7.0]]) - 3
+    assert torch.allclose(model.similarity(audio, text), expected, atol=1e-5)
     model.logit_scale.data.fill_(9.0)
-    one = torch.ones(1, 1)
-    assert model.similarity(one, one).item() == pytest.approx(100.0)
-
-
-def test_concept_projection_in_numpy(tiny_model):
-    """The bundled checkpoint's bridge, written a second time."""
-    config = tiny_model.config
-    generator = torch.Generator().manual_seed(0)
-    steps = torch.randn(1, 4, 1024, generator=generator)
-    mask = torch.tensor([[True, True, True, False]])
-    weight, bias, log_weight = (
-        parameter.detach().double().numpy()
-        for parameter in (
-            tiny_model.audio_projection.classifier.weight,
-            tiny_model.audio_projection.classifier.bias,
-            tiny_model.audio_projection.log_weight,
-        )
-    )
-    scores = 1 / (1 + np.exp(-(steps[0, :3].double().numpy() @ weight.T + bias)))
-    expected = np.sqrt(scores.max(axis=0) * scores.mean(axis=0)) * np.exp(log_weight)
-    with torch.inference_mode():
-        output = hf_clap.modeling_patch_cnn.PatchCnnOutput(last_hidden_state=steps, step_mask=mask)
-        audio = tiny_model.audio_projection(output)[0].numpy()
-    assert np.abs(audio / expected - 1).max() < 1e-4
-
-    text = torch.randn(1, 384, generator=generator)
-    prototypes = tiny_model.text_projection.prototypes.detach().double().numpy()
-    prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-    similarity = prototypes @ (text[0].double().numpy() / text[0].double().norm().item())
-    expected = np.exp(12 * similarity) / np.exp(12 * similarity).sum()
-    with torch.inference_mode():
-        output = hf_clap.modeling_patch_cnn.PatchCnnOutput(pooler_output=text)
-        assert np.abs(tiny_model.text_projection(output)[0].numpy() - expected).max() < 1e-6
-    assert len(config.concept_labels) == len(expected) == 521
+    assert model.similarity(audio, text)[0, 0].item() == pytest.approx(97.0)  # clamped at 100
 
 
 def test_the_same_clip_alone_in_a_batch_and_twice(tiny_model, processor):

@@ -9,6 +9,7 @@ import transformers
 import hf_clap
 from conftest import SMALL_AUDIO, noise, tone
 from hf_clap import AudioError, HfClapConfig, HfClapModel, HfClapPipeline
+from hf_clap.pipeline import CACHED_LABEL_SETS
 
 LABELS = ["white noise", "church bell", "dog", "speech"]
 RATE = 16000
@@ -141,9 +142,9 @@ def test_stock_pipeline_gives_the_same_scores(tiny_tagger, files):
 
 def test_stock_pipeline_takes_batches_of_mixed_lengths(tiny_tagger, files):
     stock = transformers.pipeline("zero-shot-audio-classification", model=hf_clap.TINY, device="cpu")
-    waveforms = [hf_clap.load_audio(file, RATE) for file in files[:3]]
-    results = stock(waveforms, candidate_labels=LABELS, hypothesis_template="this is a sound of {}", batch_size=3)
-    for result, file in zip(results, files, strict=False):
+    waveforms = [hf_clap.load_audio(file, RATE) for file in files]
+    results = stock(waveforms, candidate_labels=LABELS, hypothesis_template="this is a sound of {}", batch_size=4)
+    for result, file in zip(results, files, strict=True):
         assert_same_scores(tiny_tagger(file, LABELS), result)
 
 
@@ -162,7 +163,8 @@ def test_timestamps_follow_the_sound(tiny_tagger):
         (8.0, 10.0),
         (9.5, 11.5),
     ]
-    assert [prediction["label"] for prediction in predictions][:2] == ["white noise"] * 2
+    heard = [prediction["label"] for prediction in predictions]
+    assert heard == ["white noise"] * 2 + ["silence"] * 2 + ["beep"] * 2
     for prediction in predictions:
         start, end = (round(seconds * RATE) for seconds in prediction["timestamp"])
         alone = tiny_tagger(clip[start:end], labels, sampling_rate=RATE, top_k=1)
@@ -221,6 +223,37 @@ def test_labels_are_encoded_once(tiny_tagger, monkeypatch):
     assert len(calls) == 2
 
 
+def test_labels_are_encoded_anew_after_training():
+    tagger = hf_clap.pipeline(device="cpu")
+    before = tagger(noise(), LABELS, sampling_rate=RATE)
+    tagger.model.train()
+    with torch.no_grad():
+        tagger.model.text_projection.prototypes.mul_(torch.linspace(-1, 1, 521)[:, None].sign())
+    after = tagger(noise(), LABELS, sampling_rate=RATE)
+    assert not tagger.model.training
+    fresh = HfClapPipeline(tagger.model, tagger.processor)(noise(), LABELS, sampling_rate=RATE)
+    assert after == fresh != before
+
+
+def test_few_label_sets_are_kept(tiny_tagger):
+    for index in range(12):
+        tiny_tagger(noise(0.1), [f"label {index}"], sampling_rate=RATE)
+    assert len(tiny_tagger._label_embeds) == CACHED_LABEL_SETS == 8
+
+
+def test_labels_from_a_generator(tiny_tagger):
+    predictions = tiny_tagger(noise(), (label for label in LABELS), sampling_rate=RATE, top_k=np.int64(1))
+    assert predictions == tiny_tagger(noise(), LABELS, sampling_rate=RATE, top_k=1)
+
+
+def test_a_column_of_datasets(tiny_tagger, files):
+    datasets = pytest.importorskip("datasets")
+    column = datasets.Dataset.from_dict({"audio": files[:3]}).cast_column("audio", datasets.Audio(decode=False))[
+        "audio"
+    ]
+    assert tiny_tagger(column, LABELS) == tiny_tagger(files[:3], LABELS)
+
+
 def test_five_thousand_labels(tiny_tagger, tiny_model, processor):
     labels = [f"sound number {index}" for index in range(5000)]
     predictions = tiny_tagger(noise(1.0), labels, sampling_rate=RATE, top_k=5000)
@@ -252,6 +285,8 @@ def test_five_thousand_labels(tiny_tagger, tiny_model, processor):
         ({"threshold": 2}, ValueError, "threshold=2 is not possible"),
         ({"topk": 3}, TypeError, "There is no option topk"),
         ({"on_error": "ignore"}, ValueError, "on_error='ignore' is not possible"),
+        ({"window_s": 1.0}, ValueError, "pass return_timestamps=True too"),
+        ({"hop_s": 1.0}, ValueError, "pass return_timestamps=True too"),
         ({"return_timestamps": True, "window_s": 0}, ValueError, "window_s=0 is not possible"),
         ({"return_timestamps": True, "window_s": 60}, ValueError, "at most 10.0 s at once"),
         ({"return_timestamps": True, "hop_s": 3.0}, ValueError, "at most window_s=2.0"),
@@ -293,7 +328,9 @@ def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
     inputs = [files[0], str(broken), str(tmp_path / "missing.wav"), files[1]]
     with pytest.raises(AudioError, match=r"broken\.wav"):
         tiny_tagger(inputs, LABELS)
+    inputs += [{"bytes": "abc"}, {"path": 3}, {"array": noise() * 1e30, "sampling_rate": RATE}]
     results = tiny_tagger(inputs, LABELS, on_error="return")
+    assert all(isinstance(result, AudioError) for result in results[4:])
     assert_same_scores(results[0], tiny_tagger(files[0], LABELS), 1e-6)
     assert isinstance(results[1], AudioError)
     assert isinstance(results[2], FileNotFoundError)
@@ -340,9 +377,11 @@ def test_rates_and_surround_are_heard_alike(tiny_tagger, rate):
     assert_same_scores(predictions, expected, 0.02)
 
 
-def test_thirty_milliseconds(tiny_tagger):
-    predictions = tiny_tagger(noise(0.03), LABELS, sampling_rate=RATE)
-    assert sum(prediction["score"] for prediction in predictions) == pytest.approx(1, abs=1e-6)
+def test_thirty_milliseconds_are_repeated(tiny_tagger):
+    clip = noise(0.03)
+    repeated = np.tile(clip, 33)[: round(0.975 * RATE)]
+    predictions = tiny_tagger(clip, LABELS, sampling_rate=RATE)
+    assert predictions == tiny_tagger(repeated, LABELS, sampling_rate=RATE)
 
 
 # --- models

@@ -23,9 +23,8 @@ import soxr
 import torch
 
 from .audio_file import BLOCK_S, Blocks, open_audio_file, read_decoder
-from .feature_extraction_hf_clap import AudioError, as_waveform
+from .feature_extraction_hf_clap import MAX_AMPLITUDE, AudioError, as_waveform, valid_rate
 
-MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_DOWNLOAD_BYTES = 256 * 2**20
 MAX_DOWNLOAD_S = 60.0
 SOCKET_TIMEOUT_S = 10.0
@@ -74,7 +73,7 @@ def iter_audio(source: Any, sampling_rate: int, source_rate: int | None = None) 
     Yields:
         np.ndarray: `(samples,)` float32 at `sampling_rate`; joined they are what `load_audio` returns.
     """
-    target_rate = _valid_rate("The result", sampling_rate)
+    target_rate = valid_rate("The result", sampling_rate)
     with ExitStack() as stack:
         name, rate, blocks = _open(source, source_rate, stack)
         yield from _resample(_mono(name, blocks), rate, target_rate)
@@ -84,9 +83,9 @@ def _mono(name: str, blocks: Blocks) -> Blocks:
     """(samples, channels) -> (samples,), the average of the channels."""
     empty = True
     for block in blocks:
-        if not np.isfinite(block).all():
-            raise AudioError(f"{name} holds NaN or infinite samples; write it again with finite ones.")
         if len(block):
+            if not np.abs(block).max() <= MAX_AMPLITUDE:  # also false for NaN
+                raise AudioError(f"{name} holds NaN or infinite samples, or some beyond a million; write it again.")
             empty = False
             yield block.mean(axis=1, dtype=np.float32)
     if empty:
@@ -112,18 +111,6 @@ def _resample(blocks: Blocks, from_rate: int, to_rate: int) -> Blocks:
     yield np.pad(tail[:missing], (0, max(0, missing - len(tail))))
 
 
-def _valid_rate(name: str, rate: Any) -> int:
-    try:
-        valid = MIN_RATE <= rate <= MAX_RATE and int(rate) == rate
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise AudioError(
-            f"{name} has a sampling rate of {rate!r}; it must be {MIN_RATE} to {MAX_RATE} Hz, an integer."
-        )
-    return int(rate)
-
-
 def _agreed_rate(name: str, own: Any, stated: Any) -> int:
     """The rate of a source that may carry one, which the caller may repeat but not contradict."""
     if own is None and stated is None:
@@ -133,7 +120,7 @@ def _agreed_rate(name: str, own: Any, stated: Any) -> int:
         )
     if own is not None and stated is not None and own != stated:
         raise AudioError(f"{name} is at {own} Hz and the call says {stated} Hz; leave the rate out of the call.")
-    return _valid_rate(name, stated if own is None else own)
+    return valid_rate(name, stated if own is None else own)
 
 
 def _open(source: Any, rate: Any, stack: ExitStack) -> Opened:
@@ -165,6 +152,9 @@ def _open_mapping(source: Mapping, rate: Any, stack: ExitStack) -> Opened:
     for key in ("array", "raw"):
         if key in given:
             return _open_array("The array", given[key], _agreed_rate("The array", None, rate))
+    for key, kinds in (("bytes", (bytes, bytearray, memoryview)), ("path", (str, os.PathLike))):
+        if key in given and not isinstance(given[key], kinds):
+            raise AudioError(f'The audio dictionary has a {type(given[key]).__name__} as "{key}"; give it audio.')
     if "bytes" in given:
         name = os.path.basename(given.get("path", "")) or "The encoded audio"
         return _open_file(name, io.BytesIO(given["bytes"]), rate, stack)

@@ -5,6 +5,7 @@ import csv
 import glob
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.disable_progress_bar()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         return options.run(options)
+    except BrokenPipeError:  # whoever read has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"hf-clap: {error}", file=sys.stderr)
         return 2
@@ -73,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     tag.add_argument("--threshold", type=float, help="least score to print, 0 to 1")
     tag.add_argument("--multi-label", action="store_true", help="score each label on its own")
     tag.add_argument("--timestamps", action="store_true", help="score window by window")
-    tag.add_argument(
-        "--window", type=float, default=2.0, metavar="S", help="length of these windows in s (default: 2)"
-    )
+    tag.add_argument("--window", type=float, metavar="S", help="length of these windows in s (default: 2)")
     tag.add_argument("--hop", type=float, metavar="S", help="seconds from one to the next (default: the window)")
     tag.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the labels over time under the waveform of one file"
@@ -88,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tag(options: argparse.Namespace) -> int:
+    windows = {"window_s": options.window, "hop_s": options.hop}
+    if windows != {"window_s": None, "hop_s": None} and not (options.timestamps or options.plot):
+        raise ValueError("--window and --hop are for --timestamps and --plot; add one of them, or leave them out.")
+    if options.plot and not options.plot.parent.is_dir():
+        raise ValueError(f"The folder of {options.plot} does not exist; make it, or choose another for --plot.")
     paths = list(_find_audio(options.audio))
     if options.plot and len(paths) != 1:
         raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
@@ -98,8 +108,6 @@ def _tag(options: argparse.Namespace) -> int:
         "candidate_labels": _read_labels(options),
         "hypothesis_template": options.template or DEFAULT_TEMPLATE,
         "multi_label": options.multi_label,
-        "window_s": options.window,
-        "hop_s": options.hop,
     }
     results = tagger.iterate(
         paths,
@@ -108,6 +116,7 @@ def _tag(options: argparse.Namespace) -> int:
         return_timestamps=options.timestamps,
         on_error="return",
         **settings,
+        **(windows if options.timestamps else {}),
     )
     progress = tqdm(results, total=len(paths), unit="file", file=sys.stderr, disable=None if len(paths) > 1 else True)
     failed = False
@@ -125,7 +134,7 @@ def _tag(options: argparse.Namespace) -> int:
     for line in FORMATS[options.format](rows()):
         tqdm.write(line)  # prints around the progress bar, to stdout
     if options.plot and not failed:
-        timeline = tagger(paths[0], return_timestamps=True, **settings)
+        timeline = tagger(paths[0], return_timestamps=True, **settings, **windows)
         blocks = iter_audio(paths[0], tagger.sampling_rate)
         plot_timeline(options.plot, blocks, tagger.sampling_rate, timeline)
     return 1 if failed else 0
@@ -137,12 +146,14 @@ def _find_audio(names: list[str]) -> Iterator[str]:
         if name.startswith(("http://", "https://")):
             yield name
         elif Path(name).is_dir():
-            found = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            found = sorted(
+                path for path in Path(name).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+            )
             if not found:
                 raise ValueError(f"There are no audio files in {name}; name a folder that holds some, or the files.")
             yield from map(str, found)
         elif not Path(name).exists() and glob.has_magic(name):
-            found_by_glob = sorted(glob.glob(name, recursive=True))
+            found_by_glob = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
             if not found_by_glob:
                 raise ValueError(f"Nothing matches {name}; check the pattern.")
             yield from found_by_glob
@@ -153,7 +164,7 @@ def _find_audio(names: list[str]) -> Iterator[str]:
 def _read_labels(options: argparse.Namespace) -> list[str] | str:
     if options.labels is not None:
         return options.labels
-    lines = options.labels_file.read_text(encoding="utf-8").splitlines()
+    lines = options.labels_file.read_text(encoding="utf-8-sig").splitlines()
     return [line for line in lines if line.strip()]
 
 
@@ -173,7 +184,7 @@ def _json(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
     separator = "["
     for row in rows:
         yield separator
-        yield json.dumps(row, ensure_ascii=False)
+        yield json.dumps(row)
         separator = ","
     yield "[]" if separator == "[" else "]"
 

@@ -44,8 +44,8 @@ class HfClapCnn14Config(PreTrainedConfig):
     pool_sizes: list[int] | tuple[int, ...] = (2, 2, 2, 2, 2, 1)
     convs_per_block: int = 2
     kernel_size: int = 3
-    block_dropout: float = 0.2
-    hidden_dropout: float = 0.5
+    block_dropout: float | int = 0.2
+    hidden_dropout: float | int = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -141,10 +141,10 @@ class HfClapConfig(PreTrainedConfig):
     audio_config: Any = None
     projection_dim: int = 1024
     projection: Literal["residual_mlp", "mlp", "linear", "concept"] = "residual_mlp"
-    projection_dropout: float = 0.5
+    projection_dropout: float | int = 0.5
     text_pooling: Literal["cls", "mean", "last", "pooler"] = "cls"
-    logit_scale_init_value: float = math.log(1 / 0.07)
-    logit_bias_init_value: float | None = None
+    logit_scale_init_value: float | int = math.log(1 / 0.07)
+    logit_bias_init_value: float | int | None = None
     concept_labels: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -160,10 +160,8 @@ class HfClapConfig(PreTrainedConfig):
 
 def _sub_config(config: dict[str, Any] | PreTrainedConfig | None, known: Any, default: str) -> PreTrainedConfig:
     """A tower's configuration object from whatever `config.json` or the caller holds."""
-    if isinstance(config, PreTrainedConfig):
-        return config
-    values = dict(config or {})
+    values = {"model_type": config.model_type} if isinstance(config, PreTrainedConfig) else dict(config or {})
     model_type = values.pop("model_type", default)
     if model_type not in known:
         raise ValueError(f"There is no tower of model_type {model_type!r}; choose one of {', '.join(sorted(known))}.")
-    return known[model_type](**values)
+    return config if isinstance(config, PreTrainedConfig) else known[model_type](**values)

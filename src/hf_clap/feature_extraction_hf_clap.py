@@ -1,7 +1,7 @@
 """Waveform -> log-mel: one feature extractor for the front end of every CLAP, in torch, deterministic unless asked."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,11 @@ except ImportError:  # this file also travels with checkpoints to places without
     soxr = None
 
 MAX_CHANNELS = 8  # 7.1 surround; more rows in an array means that it is not (channels, samples)
+
+# Full scale is 1. Beyond this, squares and their sums leave float32.
+MAX_AMPLITUDE = 1e6
+
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 
 # What transformers itself adds to a feature extractor's JSON.
 STORED_BY_TRANSFORMERS = {
@@ -83,8 +88,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
     waveform = _to_float(audio)
     if waveform.ndim == 2:
         waveform = waveform.mean(dim=0)
-    if not torch.isfinite(waveform).all():
-        raise AudioError("The audio has NaN or infinite samples; repair it, for instance with numpy.nan_to_num.")
+    if not waveform.detach().abs().max() <= MAX_AMPLITUDE:  # also false for NaN
+        raise AudioError("The audio has NaN or infinite samples, or some beyond a million; scale it to [-1, 1].")
     return waveform
 
 
@@ -99,6 +104,19 @@ def _to_float(audio: torch.Tensor) -> torch.Tensor:
         f"Samples of dtype {str(audio.dtype).removeprefix('torch.')} have no known scale; convert them to float32 in "
         "[-1, 1], int16, int32 or uint8."
     )
+
+
+def valid_rate(name: str, rate: Any) -> int:
+    """The rate in Hz as an integer; `name` says in the error whose it is."""
+    try:
+        valid = MIN_RATE <= rate <= MAX_RATE and int(rate) == rate
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise AudioError(
+            f"{name} has a sampling rate of {rate!r}; it must be {MIN_RATE} to {MAX_RATE} Hz, an integer."
+        )
+    return int(rate)
 
 
 def resample(waveform: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
@@ -202,6 +220,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             stretch (training; needs a generator), or all of it in consecutive `windows`.
         fill (`str`, defaults to `"repeat"`): how a shorter clip is filled: `repeat` (tiled and cut), `repeat_pad`
             (whole repeats, then zeros) or `zero`.
+        padding_value (`float`, defaults to 0.0): what the features hold in frames that the mask leaves out.
 
     Example:
 
@@ -289,7 +308,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int | None = None,
         crop: str | None = None,
         generator: torch.Generator | None = None,
-        return_tensors: str | None = "pt",
+        return_tensors: str = "pt",
     ) -> BatchFeature:
         """
         Features of one clip or of a list of clips.
@@ -323,6 +342,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
                 "The rate of the audio is missing; pass sampling_rate=…, its rate in Hz "
                 f"(clips at another rate than {self.sampling_rate} Hz are resampled)."
             )
+        sampling_rate = valid_rate("The audio", sampling_rate)
         clips = list(audio) if is_batch(audio) else [audio]
         if not clips:
             raise AudioError("The list of clips is empty; pass at least one clip.")
@@ -433,8 +453,10 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def is_batch(audio: Any) -> bool:
-    """Whether `audio` is several clips: a list or tuple of something else than numbers."""
-    return isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], (int, float, np.number)))
+    """Whether `audio` is several clips: a list, or a column of `datasets`, of something else than numbers."""
+    if not isinstance(audio, Sequence) or isinstance(audio, (str, bytes, bytearray, memoryview)):
+        return False
+    return len(audio) == 0 or not isinstance(audio[0], (int, float, np.number))
 
 
 @lru_cache(maxsize=16)
@@ -463,5 +485,6 @@ def _window_and_mel(
         mel_scale="kaldi" if mel_scale == "htk" and mel_triangles == "mel" else mel_scale,
         triangularize_in_mel_space=mel_triangles == "mel",
     )
-    window = torch.hann_window(win_length, periodic=True, dtype=torch.float64)
-    return window.to(device, dtype), torch.from_numpy(mel).to(device, dtype)
+    with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
+        window = torch.hann_window(win_length, periodic=True, dtype=torch.float64)
+        return window.to(device, dtype), torch.from_numpy(mel).to(device, dtype)

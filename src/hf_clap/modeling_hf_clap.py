@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoModel,
+    AutoModelForTextEncoding,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
@@ -16,6 +23,13 @@ from .configuration_hf_clap import HfClapConfig
 from .losses import contrastive_loss
 from .modeling_cnn14 import HfClapCnn14Model
 from .modeling_patch_cnn import HfClapPatchCnnModel
+from .projections import (
+    AUDIO_PROJECTIONS,
+    TEXT_PROJECTIONS,
+    ConceptAudioProjection,
+    ConceptTextProjection,
+    pool_text,
+)
 
 AUDIO_MODELS: dict[str, type[PreTrainedModel]] = {
     model.config_class.model_type: model for model in (HfClapCnn14Model, HfClapPatchCnnModel)
@@ -35,8 +49,8 @@ class HfClapOutput(ModelOutput):
         logits_per_text: `(texts, clips)`, its transpose.
         audio_embeds: `(clips, projection_dim)`, L2-normalised.
         text_embeds: `(texts, projection_dim)`, L2-normalised.
-        audio_model_output: output of the audio tower.
-        text_model_output: output of the text tower.
+        audio_model_output: the audio tower's, before the projection.
+        text_model_output: the text tower's, pooled, before the projection.
     """
 
     loss: torch.Tensor | None = None
@@ -67,125 +81,15 @@ class HfClapTextModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
 
-class ResidualMlpProjection(nn.Module):
-    """msclap's projection (`models/clap.py`): LayerNorm(e + dropout(W2 gelu(e))) with e = W1 x, no biases."""
-
-    def __init__(self, config: HfClapConfig, hidden_size: int):
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_size, config.projection_dim, bias=False)
-        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
-        self.layer_norm = nn.LayerNorm(config.projection_dim)
-        self.dropout = nn.Dropout(config.projection_dropout)
-
-    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        embeds = self.linear1(output.pooler_output)
-        return self.layer_norm(embeds + self.dropout(self.linear2(F.gelu(embeds))))
-
-
-class MlpProjection(nn.Module):
-    """LAION's projection: two linear layers with a ReLU between them."""
-
-    def __init__(self, config: HfClapConfig, hidden_size: int):
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_size, config.projection_dim)
-        self.linear2 = nn.Linear(config.projection_dim, config.projection_dim)
-
-    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        return self.linear2(F.relu(self.linear1(output.pooler_output)))
-
-
-class LinearProjection(nn.Module):
-    """One linear layer, no bias."""
-
-    def __init__(self, config: HfClapConfig, hidden_size: int):
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, config.projection_dim, bias=False)
-
-    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        return self.linear(output.pooler_output)
-
-
-class ConceptAudioProjection(nn.Module):
-    """
-    Audio in the space of named concepts: how present each concept is in the clip. A classifier scores every step, and
-    sqrt(max x mean) over time lets a short event count without drowning what lasts. `log_weight` brings concepts that
-    are found in everything (speech, music) down to the others: -0.3 ln(prior) in the bundled checkpoint.
-    """
-
-    def __init__(self, config: HfClapConfig, hidden_size: int):
-        super().__init__()
-        self.classifier = nn.Linear(hidden_size, config.projection_dim)
-        self.log_weight = nn.Parameter(torch.zeros(config.projection_dim))
-
-    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        # (batch, steps, concepts), in (0, 1); float32, because products of small scores vanish in half precision
-        scores = self.classifier(output.last_hidden_state).float().sigmoid()
-        step_mask = output.get("step_mask")
-        if step_mask is None:
-            mean = scores.mean(dim=1)
-        else:
-            scores = scores.masked_fill(~step_mask[..., None], 0)
-            mean = scores.sum(dim=1) / step_mask.sum(dim=1, keepdim=True)
-        return ((scores.amax(dim=1) * mean).sqrt() * self.log_weight.exp()).to(output.last_hidden_state.dtype)
-
-
-class ConceptTextProjection(nn.Module):
-    """Text in the space of named concepts: softmax over its cosine similarities to each concept's prototype."""
-
-    def __init__(self, config: HfClapConfig, hidden_size: int):
-        super().__init__()
-        self.prototypes = nn.Parameter(torch.empty(config.projection_dim, hidden_size))
-        self.inverse_temperature = nn.Parameter(torch.tensor(12.0))
-
-    def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        similarity = F.normalize(output.pooler_output, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
-        return (self.inverse_temperature * similarity).softmax(dim=-1)
-
-
-AUDIO_PROJECTIONS: dict[str, Any] = {
-    "residual_mlp": ResidualMlpProjection,
-    "mlp": MlpProjection,
-    "linear": LinearProjection,
-    "concept": ConceptAudioProjection,
-}
-TEXT_PROJECTIONS: dict[str, Any] = AUDIO_PROJECTIONS | {"concept": ConceptTextProjection}
-
-
-def pool_text(output: BaseModelOutputWithPooling, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
-    """
-    One vector for each text, by the attention mask and never by token ids.
-
-    Args:
-        output: the text tower's, with `last_hidden_state` `(texts, tokens, hidden)`.
-        attention_mask: `(texts, tokens)`, 1 for real tokens; all of them when absent.
-        pooling: `cls` (first real token), `mean`, `last` (last real token) or `pooler` (the tower's own).
-
-    Returns:
-        torch.Tensor: `(texts, hidden)`.
-    """
-    hidden = output.last_hidden_state
-    if pooling == "pooler":
-        return output.pooler_output
-    if attention_mask is None:
-        attention_mask = hidden.new_ones(hidden.shape[:2])
-    if pooling == "mean":
-        mask = attention_mask.to(hidden.dtype)[..., None]
-        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
-    real = attention_mask.bool()
-    if pooling == "last":
-        index = positions.where(real, -1).amax(dim=1)
-    else:
-        index = positions.where(real, hidden.shape[1]).amin(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), index]
-
-
 def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
-    """Any transformers text encoder, without a pooler that nothing would use."""
-    model_class = MODEL_MAPPING[type(config)]
-    accepted = inspect.signature(model_class).parameters
+    """Any transformers text encoder, without a decoder or a pooler that nothing would use."""
+    mapping: Any = MODEL_MAPPING
+    auto_class: Any = AutoModel
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:  # of T5 and its like, the encoder alone
+        mapping, auto_class = MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
+    accepted = inspect.signature(mapping[type(config)]).parameters
     options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
-    return AutoModel.from_config(config, **options)
+    return auto_class.from_config(config, **options)
 
 
 class HfClapPreTrainedModel(PreTrainedModel):
@@ -224,34 +128,32 @@ class HfClapPreTrainedModel(PreTrainedModel):
         self.text_model = _text_tower(config.text_config, config.text_pooling)
         self.text_projection = TEXT_PROJECTIONS[config.projection](config, config.text_config.hidden_size)
 
-    def _audio_features(
+    def _embed_audio(
         self,
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None,
         windows_per_clip: torch.Tensor | None,
-    ) -> BaseModelOutputWithPooling:
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """The tower's output and the embeddings `(clips, projection_dim)`."""
         output = self.audio_model(input_features.to(self.dtype), input_features_mask=input_features_mask)
         embeds = F.normalize(self.audio_projection(output), dim=-1)
         if windows_per_clip is not None:
             embeds = F.normalize(mean_of_windows(embeds, windows_per_clip), dim=-1)
-        output.pooler_output = embeds
-        return output
+        return output, embeds
 
-    def _text_features(
+    def _embed_text(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-    ) -> BaseModelOutputWithPooling:
-        longest = getattr(self.config.text_config, "max_position_embeddings", None)
-        if longest is not None and input_ids.shape[1] > longest:
-            raise ValueError(
-                f"A text of {input_ids.shape[1]} tokens does not fit the {longest} positions of the text tower; pass "
-                "truncation=True to the tokenizer, as the processor does by itself."
-            )
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """The tower's output, pooled, and the embeddings `(texts, projection_dim)`."""
+        self._check_text_length(input_ids.shape[1])
         optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        given = {name: value for name, value in optional.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+        if "use_cache" in inspect.signature(self.text_model.forward).parameters:
+            given["use_cache"] = False  # a decoder would keep keys and values for tokens that never come
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **given)
         output = BaseModelOutputWithPooling(
             last_hidden_state=hidden.last_hidden_state,
@@ -259,8 +161,20 @@ class HfClapPreTrainedModel(PreTrainedModel):
             hidden_states=hidden.hidden_states,
             attentions=hidden.attentions,
         )
-        output.pooler_output = F.normalize(self.text_projection(output), dim=-1)
-        return output
+        return output, F.normalize(self.text_projection(output), dim=-1)
+
+    def _check_text_length(self, tokens: int) -> None:
+        longest = getattr(self.config.text_config, "max_position_embeddings", None)
+        if longest is None:
+            return
+        table = getattr(getattr(self.text_model, "embeddings", None), "position_embeddings", None)
+        if getattr(table, "padding_idx", None) is not None:
+            longest -= table.padding_idx + 1  # RoBERTa counts its positions from there
+        if tokens > longest:
+            raise ValueError(
+                f"A text of {tokens} tokens does not fit the {longest} positions of the text tower; pass "
+                "truncation=True and max_length to the tokenizer."
+            )
 
 
 def mean_of_windows(embeds: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
@@ -303,9 +217,9 @@ class HfClapModel(HfClapPreTrainedModel):
         super().__init__(config)
         self._build_audio_side()
         self._build_text_side()
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
-        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self.post_init()
 
     @can_return_tuple
@@ -327,7 +241,8 @@ class HfClapModel(HfClapPreTrainedModel):
             BaseModelOutputWithPooling: `pooler_output` `(clips, projection_dim)`, L2-normalised, and the tower's
             `last_hidden_state` `(windows, steps, hidden)`.
         """
-        return self._audio_features(input_features, input_features_mask, windows_per_clip)
+        output, embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip)
+        return BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=embeds)
 
     @can_return_tuple
     def get_text_features(
@@ -347,7 +262,8 @@ class HfClapModel(HfClapPreTrainedModel):
             BaseModelOutputWithPooling: `pooler_output` `(texts, projection_dim)`, L2-normalised, and the tower's
             `last_hidden_state` `(texts, tokens, hidden)`.
         """
-        return self._text_features(input_ids, attention_mask, token_type_ids, position_ids)
+        output, embeds = self._embed_text(input_ids, attention_mask, token_type_ids, position_ids)
+        return BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=embeds)
 
     def encode_audio(self, input_features: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """`(clips, projection_dim)`, L2-normalised; arguments as `get_audio_features`."""
@@ -391,9 +307,9 @@ class HfClapModel(HfClapPreTrainedModel):
         Raises:
             ValueError: with `return_loss`, if there are not as many clips as texts.
         """
-        audio = self._audio_features(input_features, input_features_mask, windows_per_clip)
-        text = self._text_features(input_ids, attention_mask, token_type_ids, position_ids)
-        logits = self.similarity(audio.pooler_output, text.pooler_output)
+        audio, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip)
+        text, text_embeds = self._embed_text(input_ids, attention_mask, token_type_ids, position_ids)
+        logits = self.similarity(audio_embeds, text_embeds)
         loss = None
         if return_loss:
             if logits.shape[0] != logits.shape[1]:
@@ -401,13 +317,13 @@ class HfClapModel(HfClapPreTrainedModel):
                     f"The loss needs pairs, but there are {logits.shape[0]} clips and {logits.shape[1]} texts; pass "
                     "one caption for each clip."
                 )
-            loss = contrastive_loss(audio.pooler_output, text.pooler_output, self._scale())
+            loss = contrastive_loss(audio_embeds, text_embeds, self._scale())
         return HfClapOutput(
             loss=loss,
             logits_per_audio=logits,
             logits_per_text=logits.T,
-            audio_embeds=audio.pooler_output,
-            text_embeds=text.pooler_output,
+            audio_embeds=audio_embeds,
+            text_embeds=text_embeds,
             audio_model_output=audio,
             text_model_output=text,
         )
@@ -438,8 +354,8 @@ class HfClapAudioModelWithProjection(HfClapPreTrainedModel):
         windows_per_clip: torch.Tensor | None = None,
     ) -> HfClapAudioModelOutput:
         """Arguments as `HfClapModel.get_audio_features`."""
-        output = self._audio_features(input_features, input_features_mask, windows_per_clip)
-        return HfClapAudioModelOutput(audio_embeds=output.pooler_output, last_hidden_state=output.last_hidden_state)
+        output, embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip)
+        return HfClapAudioModelOutput(audio_embeds=embeds, last_hidden_state=output.last_hidden_state)
 
 
 class HfClapTextModelWithProjection(HfClapPreTrainedModel):
@@ -463,8 +379,8 @@ class HfClapTextModelWithProjection(HfClapPreTrainedModel):
         position_ids: torch.Tensor | None = None,
     ) -> HfClapTextModelOutput:
         """Arguments as `HfClapModel.get_text_features`."""
-        output = self._text_features(input_ids, attention_mask, token_type_ids, position_ids)
-        return HfClapTextModelOutput(text_embeds=output.pooler_output, last_hidden_state=output.last_hidden_state)
+        output, embeds = self._embed_text(input_ids, attention_mask, token_type_ids, position_ids)
+        return HfClapTextModelOutput(text_embeds=embeds, last_hidden_state=output.last_hidden_state)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

@@ -3,6 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,8 @@ TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""
 
 DEFAULT_TEMPLATE = "this is a sound of {}"  # of the paper (section 4)
+
+DEFAULT_WINDOW_S = 2.0
 
 TEXT_BATCH_SIZE = 64
 
@@ -58,14 +61,14 @@ class HfClapPipeline:
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
-        self._label_embeds: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor] = OrderedDict()
+        self._label_embeds: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
 
     @property
     def sampling_rate(self) -> int:
         """The rate that the model hears, in Hz."""
         return self.processor.feature_extractor.sampling_rate
 
-    def __call__(self, audio: Any, candidate_labels: Sequence[str] | str, **options: Any) -> Any:
+    def __call__(self, audio: Any, candidate_labels: Iterable[str] | str, **options: Any) -> Any:
         """
         Score labels for audio.
 
@@ -82,7 +85,8 @@ class HfClapPipeline:
             multi_label (`bool`, defaults to `False`): score each label on its own (sigmoid) instead of against the
                 others (softmax).
             return_timestamps (`bool`, defaults to `False`): score window by window.
-            window_s (`float`, defaults to 2.0): length of these windows, in seconds; at most the model's own window.
+            window_s (`float`, *optional*): length of these windows, in seconds; 2.0 when absent, and at most the
+                model's own window.
             hop_s (`float`, *optional*): seconds from one to the next; `window_s` when absent.
             sampling_rate (`int`, *optional*): rate of arrays, in Hz.
             on_error (`str`, defaults to `"raise"`): with `"return"`, the result of an input that cannot be read is the
@@ -118,14 +122,14 @@ class HfClapPipeline:
     def iterate(
         self,
         inputs: Iterable[Any],
-        candidate_labels: Sequence[str] | str,
+        candidate_labels: Iterable[str] | str,
         *,
         hypothesis_template: str | Sequence[str] = DEFAULT_TEMPLATE,
         top_k: int | None = None,
         threshold: float | None = None,
         multi_label: bool = False,
         return_timestamps: bool = False,
-        window_s: float = 2.0,
+        window_s: float | None = None,
         hop_s: float | None = None,
         sampling_rate: int | None = None,
         on_error: str = "raise",
@@ -148,7 +152,12 @@ class HfClapPipeline:
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error={on_error!r} is not possible; choose "raise" or "return".')
         labels = _check_labels(candidate_labels)
+        if not return_timestamps and (window_s, hop_s) != (None, None):
+            raise ValueError(
+                "window_s and hop_s are for timestamps; pass return_timestamps=True too, or leave them out."
+            )
         window, hop = self._window_and_hop(window_s, hop_s) if return_timestamps else (None, None)
+        self.model.eval()  # somebody may have trained it since
         label_embeds = self._encode_labels(labels, _check_templates(hypothesis_template))
 
         def score(clip: _Clip) -> Any:
@@ -243,8 +252,9 @@ class HfClapPipeline:
                 predictions.append(prediction)
         return predictions
 
-    def _window_and_hop(self, window_s: float, hop_s: float | None) -> tuple[int, int]:
+    def _window_and_hop(self, window_s: float | None, hop_s: float | None) -> tuple[int, int]:
         longest_s = self.processor.feature_extractor.max_length_s
+        window_s = min(DEFAULT_WINDOW_S, longest_s) if window_s is None else window_s
         hop_s = window_s if hop_s is None else hop_s
         if not 0 < window_s <= longest_s:
             raise ValueError(
@@ -257,7 +267,13 @@ class HfClapPipeline:
     @torch.inference_mode()
     def _encode_labels(self, labels: list[str], templates: list[str]) -> torch.Tensor:
         """`(labels, dim)` float32, L2-normalised: the mean over templates. Kept for the next call."""
-        key = (tuple(labels), tuple(templates))
+        # torch counts the changes of each parameter: labels are encoded anew after a training step or a move
+        weights = (
+            sum(parameter._version for parameter in self.model.parameters()),
+            self.model.device,
+            self.model.dtype,
+        )
+        key = (tuple(labels), tuple(templates), weights)
         if key not in self._label_embeds:
             embeds = [
                 self._encode_texts([template.replace("{}", label) for label in labels]) for template in templates
@@ -294,8 +310,9 @@ def pipeline(
     Args:
         model: folder or Hub id of a hf_clap checkpoint, or a model; the bundled checkpoint when absent.
         processor: needed with a model object; otherwise the checkpoint's.
-        device: such as `"cuda"` or `"cpu"`; a GPU if there is one when absent.
-        dtype: such as `"bfloat16"`; the checkpoint's when absent.
+        device: such as `"cuda"` or `"cpu"`. When absent, a checkpoint goes to a GPU if there is one, and a model
+            object stays where it is.
+        dtype: such as `"bfloat16"`; what the checkpoint or model has when absent.
         batch_size: windows that go through the audio tower at a time.
         revision: of a Hub checkpoint: branch, tag or commit.
 
@@ -327,7 +344,11 @@ def pipeline(
         processor = processor or HfClapProcessor.from_pretrained(source, revision=revision)
         stored_or_asked = "auto" if dtype is None else _as_dtype(dtype)
         loaded = HfClapModel.from_pretrained(source, revision=revision, dtype=stored_or_asked)
-    return HfClapPipeline(loaded.to(_as_device(device, loaded.device)), processor, batch_size)
+        if device is None and torch.cuda.is_available():
+            device = "cuda"
+    if device is not None:
+        loaded = loaded.to(_as_device(device))
+    return HfClapPipeline(loaded, processor, batch_size)
 
 
 def _check_checkpoint(source: str, revision: str) -> None:
@@ -352,11 +373,9 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return resolved
 
 
-def _as_device(device: str | int | torch.device | None, present: torch.device) -> torch.device:
-    if device is None:
-        return torch.device("cuda") if torch.cuda.is_available() else present
+def _as_device(device: str | int | torch.device) -> torch.device:
     try:
-        resolved = torch.device(device)
+        resolved = torch.device("cpu" if device == -1 else device)  # -1 is transformers' word for it
         torch.empty(0, device=resolved)
     except (AssertionError, RuntimeError) as error:  # how torch says that it was built without the device
         raise ValueError(
@@ -366,14 +385,15 @@ def _as_device(device: str | int | torch.device | None, present: torch.device) -
 
 
 def _check_positive_int(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} is not possible; pass a whole number of at least 1.")
 
 
-def _check_labels(labels: Sequence[str] | str) -> list[str]:
+def _check_labels(labels: Iterable[str] | str) -> list[str]:
     if isinstance(labels, str):
         labels = labels.split(",")
-    if not isinstance(labels, Iterable) or not all(isinstance(label, str) for label in labels):
+    labels = list(labels) if isinstance(labels, Iterable) else [labels]
+    if not all(isinstance(label, str) for label in labels):
         raise TypeError("Labels must be words; pass candidate_labels as a list of str.")
     labels = [label.strip() for label in labels]
     if not labels:

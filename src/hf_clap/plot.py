@@ -1,4 +1,4 @@
-"""Pictures of results. Needs matplotlib (extra `eval`)."""
+"""Pictures of results. Needs matplotlib (in the extra `eval`)."""
 
 import os
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import numpy as np
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("Plots need matplotlib: run `pip install 'hf-clap[eval]'`.") from error
+    raise ImportError("Plots need matplotlib: run `pip install matplotlib`.") from error
 
 MAX_LABELS = 12  # that are drawn, those with the highest scores; more cannot be read
 COLUMNS = 2000  # of the picture, along time
