@@ -51,6 +51,13 @@ def test_csv_has_a_line_for_each_prediction(folder, capsys):
     assert sum(float(row["score"]) for row in rows[:3]) == pytest.approx(1, abs=1e-6)
 
 
+def test_csv_quotes_line_breaks(folder, capsys):
+    (folder / "a noise.wav").rename(folder / "two\nlines.wav")
+    main(["tag", str(folder / "two\nlines.wav"), *LABELS, "--format", "csv", "--top-k", "1"])
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert row["path"].endswith("two\nlines.wav")
+
+
 def test_csv_reports_errors(folder, capsys):
     assert main(["tag", str(folder / "broken.wav"), *LABELS, "--format", "csv"]) == 1
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -117,6 +124,7 @@ def test_plot_is_a_png(folder, tmp_path, capsys):
         (["{folder}", "--labels", "dog", "--plot", "x.png"], "--plot draws one file, but there are 3"),
         (["{folder}", "--labels", "dog", "--window", "3"], "add one of them, or leave them out"),
         (["{folder}/a noise.wav", "--labels", "dog", "--plot", "no/folder/x.png"], "The folder of no/folder/x.png"),
+        (["", "--labels", "dog"], "One of the paths is empty"),
         (["{folder}/*.mp3", "--labels", "dog"], "Nothing matches"),
         (["{folder}/empty", "--labels", "dog"], "There are no audio files"),
         (["{folder}", "--labels-file", "{folder}/none.txt"], "none.txt"),

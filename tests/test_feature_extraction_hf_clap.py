@@ -129,6 +129,7 @@ def test_tensors_stay_in_their_graph_and_views_are_read():
     assert as_waveform(waveform).requires_grad
     assert as_waveform(np.arange(4.0)[::-1]).tolist() == [3, 2, 1, 0]
     assert as_waveform([0.5, 0.25]).tolist() == [0.5, 0.25]
+    assert as_waveform(np.array([0.5, 0.25], dtype=">f4")).tolist() == [0.5, 0.25]  # another machine's byte order
 
 
 @pytest.mark.parametrize(
@@ -271,6 +272,9 @@ def test_random_crop_needs_a_generator(yamnet):
     ("options", "error", "message"),
     [
         ({"mel_scale": "bark"}, ValueError, "mel_scale='bark' is not possible; choose one of 'slaney', 'htk'"),
+        ({"max_length_s": 0}, ValueError, "max_length_s=0 is not possible"),
+        ({"hop_length": 0}, ValueError, "hop_length=0 is not possible"),
+        ({"min_length_s": 20}, ValueError, "at most max_length_s=5.0"),
         ({"crop": "end"}, ValueError, "crop='end' is not possible"),
         ({"win_length": 2048}, ValueError, "raise n_fft"),
         ({"hop_lenght": 160}, TypeError, "no field hop_lenght"),

@@ -229,6 +229,9 @@ def test_labels_are_encoded_anew_after_training():
     tagger.model.train()
     with torch.no_grad():
         tagger.model.text_projection.prototypes.mul_(torch.linspace(-1, 1, 521)[:, None].sign())
+        after_step = tagger(noise(), LABELS, sampling_rate=RATE)
+        tagger.model.text_projection.prototypes.data = torch.ones(521, 384).cumsum(dim=0).sin()
+    assert before != after_step != tagger(noise(), LABELS, sampling_rate=RATE)
     after = tagger(noise(), LABELS, sampling_rate=RATE)
     assert not tagger.model.training
     fresh = HfClapPipeline(tagger.model, tagger.processor)(noise(), LABELS, sampling_rate=RATE)
@@ -282,6 +285,9 @@ def test_five_thousand_labels(tiny_tagger, tiny_model, processor):
         ({"top_k": -1}, ValueError, "top_k=-1 is not possible"),
         ({"top_k": 0}, ValueError, "top_k=0 is not possible"),
         ({"top_k": 1.5}, ValueError, "top_k=1.5 is not possible"),
+        ({"threshold": "0.5"}, ValueError, "threshold='0.5' is not possible"),
+        ({"return_timestamps": True, "window_s": "2"}, ValueError, "window_s='2' is not possible"),
+        ({"hypothesis_template": None}, ValueError, "None does not say where the label goes"),
         ({"threshold": 2}, ValueError, "threshold=2 is not possible"),
         ({"topk": 3}, TypeError, "There is no option topk"),
         ({"on_error": "ignore"}, ValueError, "on_error='ignore' is not possible"),
@@ -328,6 +334,10 @@ def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
     inputs = [files[0], str(broken), str(tmp_path / "missing.wav"), files[1]]
     with pytest.raises(AudioError, match=r"broken\.wav"):
         tiny_tagger(inputs, LABELS)
+    results = tiny_tagger(iter([files[0], files[1], str(broken), files[2]]), LABELS)
+    assert [next(results), next(results)] == tiny_tagger(files[:2], LABELS)  # what came before it is not lost
+    with pytest.raises(AudioError, match=r"broken\.wav"):
+        next(results)
     inputs += [{"bytes": "abc"}, {"path": 3}, {"array": noise() * 1e30, "sampling_rate": RATE}]
     results = tiny_tagger(inputs, LABELS, on_error="return")
     assert all(isinstance(result, AudioError) for result in results[4:])
@@ -397,6 +407,22 @@ def test_unknown_checkpoint_is_refused_in_a_sentence(name):
 def test_another_kind_of_checkpoint_is_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'bert' checkpoint, not a hf_clap one"):
+        hf_clap.pipeline(tmp_path)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path, tiny_model, processor):
+    processor.save_pretrained(tmp_path)
+    hf_clap.HfClapAudioModelWithProjection.from_pretrained(hf_clap.TINY).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="weights of a whole model, such as logit_bias"):
+        hf_clap.pipeline(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    with pytest.raises(OSError, match=r"has no vocabulary; add its tokenizer\.json"):
+        hf_clap.pipeline(tmp_path)
+    (tmp_path / "elsewhere.json").rename(tmp_path / "tokenizer.json")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OSError, match="are damaged"):
         hf_clap.pipeline(tmp_path)
 
 

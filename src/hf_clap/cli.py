@@ -143,6 +143,8 @@ def _tag(options: argparse.Namespace) -> int:
 def _find_audio(names: list[str]) -> Iterator[str]:
     """Files as they are named, the audio files in folders, what globs match. Missing files stay, to be reported."""
     for name in names:
+        if not name:
+            raise ValueError("One of the paths is empty; name a file, or . for this folder.")
         if name.startswith(("http://", "https://")):
             yield name
         elif Path(name).is_dir():
@@ -164,7 +166,12 @@ def _find_audio(names: list[str]) -> Iterator[str]:
 def _read_labels(options: argparse.Namespace) -> list[str] | str:
     if options.labels is not None:
         return options.labels
-    lines = options.labels_file.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = options.labels_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{options.labels_file} cannot be read as UTF-8 text ({error}); check --labels-file."
+        ) from error
     return [line for line in lines if line.strip()]
 
 
@@ -202,8 +209,8 @@ def _csv(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
 
 def _csv_line(cells: list[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().removesuffix("\n")
 
 
 FORMATS: dict[str, Callable[[Iterator[dict[str, Any]]], Iterator[str]]] = {"table": _table, "json": _json, "csv": _csv}

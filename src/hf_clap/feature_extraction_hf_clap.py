@@ -67,7 +67,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
     """
     if not isinstance(audio, torch.Tensor):
         try:
-            audio = torch.from_numpy(np.array(audio))
+            array = np.array(audio)
+            audio = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError) as error:
             raise AudioError(
                 f"A {type(audio).__name__} is not a waveform; pass a list of floats, a numpy array or a torch tensor "
@@ -294,6 +295,13 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         self.fill = fill
         for name, allowed in self.choices.items():
             _check_choice(name, getattr(self, name), allowed)
+        for name in ("feature_size", "sampling_rate", "n_fft", "win_length", "hop_length", "max_length_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not possible; it must be more than 0.")
+        if not 0 < (max_length_s if min_length_s is None else min_length_s) <= max_length_s:
+            raise ValueError(
+                f"min_length_s={min_length_s} must be more than 0 and at most max_length_s={max_length_s}."
+            )
         if self.n_fft < self.win_length:
             raise ValueError(f"win_length={self.win_length} does not fit n_fft={self.n_fft}; raise n_fft.")
 

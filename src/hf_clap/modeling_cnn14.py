@@ -99,6 +99,11 @@ class HfClapCnn14Model(PreTrainedModel):
         """
         if input_features_mask is not None:
             raise ValueError("Cnn14 takes windows of one length; set the feature extractor's min_length_s to None.")
+        if input_features.ndim != 4 or input_features.shape[-1] != self.config.num_mel_bins:
+            raise ValueError(
+                f"Features of shape {tuple(input_features.shape)} do not fit; pass (batch, 1, frames, "
+                f"{self.config.num_mel_bins}), as the feature extractor gives them."
+            )
         shortest = 1
         for pool_size in self.config.pool_sizes:
             shortest *= pool_size

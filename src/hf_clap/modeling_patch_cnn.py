@@ -109,6 +109,11 @@ class HfClapPatchCnnModel(PreTrainedModel):
         Raises:
             ValueError: for clips shorter than a patch.
         """
+        if input_features.ndim != 4 or input_features.shape[-1] != self.config.num_mel_bins:
+            raise ValueError(
+                f"Features of shape {tuple(input_features.shape)} do not fit; pass (batch, 1, frames, "
+                f"{self.config.num_mel_bins}), as the feature extractor gives them."
+            )
         starts, step_mask = self._patch_starts(input_features, input_features_mask)
         # (batch, patches, patch_frames): the frames of each patch
         frames = starts[..., None] + torch.arange(self.config.patch_frames, device=starts.device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import AutoConfig
 
@@ -51,7 +52,7 @@ class HfClapPipeline:
     Zero-shot audio tagging with a model and its processor; `hf_clap.pipeline()` makes one.
 
     Args:
-        model: on the device and in the dtype to run in.
+        model: on the device and in the dtype to run in. It is put into evaluation mode.
         processor: the model's.
         batch_size: windows that go through the audio tower at a time.
     """
@@ -147,8 +148,8 @@ class HfClapPipeline:
             raise TypeError("iterate takes several inputs; pass a list, or call the pipeline itself with one.")
         if top_k is not None:
             _check_positive_int("top_k", top_k)
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold} is not possible; scores lie between 0 and 1.")
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+            raise ValueError(f"threshold={threshold!r} is not possible; scores lie between 0 and 1.")
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error={on_error!r} is not possible; choose "raise" or "return".')
         labels = _check_labels(candidate_labels)
@@ -162,6 +163,8 @@ class HfClapPipeline:
 
         def score(clip: _Clip) -> Any:
             if clip.error is not None:
+                if on_error == "raise":
+                    raise clip.error
                 return clip.error
             return self._score(clip, labels, label_embeds, top_k, threshold, multi_label, return_timestamps)
 
@@ -173,7 +176,7 @@ class HfClapPipeline:
         sampling_rate: int | None,
         window: int | None,
         hop: int | None,
-        raise_errors: bool,
+        stop_at_error: bool,
         score: Callable[[_Clip], Any],
     ) -> Iterator[Any]:
         """Read windows, embed them in batches across inputs, score every clip when its last window has come."""
@@ -188,10 +191,10 @@ class HfClapPipeline:
                     if len(batch) == self.batch_size:
                         self._embed(batch, merge=window is None)
             except (AudioError, OSError) as error:
-                if raise_errors:
-                    raise
                 clip.error = error
             clip.all_windows_seen = True
+            if clip.error is not None and stop_at_error:
+                break  # what came before it is still embedded and yielded, then `score` raises
             while clips and clips[0].ready:
                 yield score(clips.popleft())
         if batch:
@@ -256,23 +259,19 @@ class HfClapPipeline:
         longest_s = self.processor.feature_extractor.max_length_s
         window_s = min(DEFAULT_WINDOW_S, longest_s) if window_s is None else window_s
         hop_s = window_s if hop_s is None else hop_s
-        if not 0 < window_s <= longest_s:
+        if not (isinstance(window_s, (int, float)) and 0 < window_s <= longest_s):
+            raise ValueError(f"window_s={window_s!r} is not possible; the model hears at most {longest_s} s at once.")
+        if not (isinstance(hop_s, (int, float)) and 0 < hop_s <= window_s):
             raise ValueError(
-                f"window_s={window_s} is not possible; the model hears more than 0 and at most {longest_s} s at once."
+                f"hop_s={hop_s!r} is not possible; it must be more than 0 and at most window_s={window_s}."
             )
-        if not 0 < hop_s <= window_s:
-            raise ValueError(f"hop_s={hop_s} is not possible; it must be more than 0 and at most window_s={window_s}.")
         return max(1, round(window_s * self.sampling_rate)), max(1, round(hop_s * self.sampling_rate))
 
     @torch.inference_mode()
     def _encode_labels(self, labels: list[str], templates: list[str]) -> torch.Tensor:
         """`(labels, dim)` float32, L2-normalised: the mean over templates. Kept for the next call."""
-        # torch counts the changes of each parameter: labels are encoded anew after a training step or a move
-        weights = (
-            sum(parameter._version for parameter in self.model.parameters()),
-            self.model.device,
-            self.model.dtype,
-        )
+        # labels are encoded anew when weights have changed: by a training step, which torch counts, or by new memory
+        weights = hash(tuple((weight.data_ptr(), weight._version) for weight in self.model.parameters()))
         key = (tuple(labels), tuple(templates), weights)
         if key not in self._label_embeds:
             embeds = [
@@ -342,8 +341,9 @@ def pipeline(
         revision = revision or "main"
         _check_checkpoint(source, revision)
         processor = processor or HfClapProcessor.from_pretrained(source, revision=revision)
-        stored_or_asked = "auto" if dtype is None else _as_dtype(dtype)
-        loaded = HfClapModel.from_pretrained(source, revision=revision, dtype=stored_or_asked)
+        loaded = _load_model(source, revision, "auto" if dtype is None else _as_dtype(dtype))
+        if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
+            raise OSError(f"The tokenizer of {source!r} has no vocabulary; add its tokenizer.json.")
         if device is None and torch.cuda.is_available():
             device = "cuda"
     if device is not None:
@@ -366,9 +366,22 @@ def _check_checkpoint(source: str, revision: str) -> None:
         )
 
 
+def _load_model(source: str, revision: str, dtype: Any) -> HfClapModel:
+    load: Any = HfClapModel.from_pretrained
+    try:
+        model, loading = load(source, revision=revision, dtype=dtype, output_loading_info=True)
+    except SafetensorError as error:
+        raise OSError(f"The weights of {source!r} are damaged ({error}); download or save them again.") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise OSError(
+            f"{source!r} lacks {len(missing)} weights of a whole model, such as {missing[0]}; is it one side?"
+        )
+    return model
+
+
 def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+    if resolved not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype={dtype!r} is not possible; choose float32, bfloat16 or float16.")
     return resolved
 
@@ -407,7 +420,7 @@ def _check_labels(labels: Iterable[str] | str) -> list[str]:
 
 
 def _check_templates(templates: str | Sequence[str]) -> list[str]:
-    templates = [templates] if isinstance(templates, str) else list(templates)
+    templates = [templates] if isinstance(templates, str) or not isinstance(templates, Sequence) else list(templates)
     if not templates:
         raise ValueError(
             "There is no template; pass at least one, such as hypothesis_template='this is a sound of {}'."

@@ -108,6 +108,8 @@ def pool_text(output: BaseModelOutputWithPooling, attention_mask: torch.Tensor |
     """
     hidden = output.last_hidden_state
     if pooling == "pooler":
+        if getattr(output, "pooler_output", None) is None:
+            raise ValueError("The text tower has no pooler of its own; set text_pooling to cls, mean or last.")
         return output.pooler_output
     if attention_mask is None:
         attention_mask = hidden.new_ones(hidden.shape[:2])
