@@ -23,7 +23,14 @@ import soxr
 import torch
 
 from .audio_file import BLOCK_S, Blocks, open_audio_file, read_decoder
-from .feature_extraction_hf_clap import MAX_AMPLITUDE, AudioError, as_waveform, valid_rate
+from .feature_extraction_hf_clap import (
+    MAX_AMPLITUDE,
+    AudioError,
+    as_waveform,
+    fit_length,
+    resampled_length,
+    valid_rate,
+)
 
 MAX_DOWNLOAD_BYTES = 256 * 2**20
 MAX_DOWNLOAD_S = 60.0
@@ -106,9 +113,7 @@ def _resample(blocks: Blocks, from_rate: int, to_rate: int) -> Blocks:
         if len(resampled):
             yield resampled
     tail = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    # soxr's own length may differ by the one sample that rounding decides
-    missing = max(1, round(read * to_rate / from_rate)) - written
-    yield np.pad(tail[:missing], (0, max(0, missing - len(tail))))
+    yield fit_length(tail, resampled_length(read, from_rate, to_rate) - written)
 
 
 def _agreed_rate(name: str, own: Any, stated: Any) -> int:

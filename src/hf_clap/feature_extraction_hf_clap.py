@@ -142,10 +142,19 @@ def resample(waveform: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tens
         raise ImportError(
             f"Resampling from {from_rate} to {to_rate} Hz needs soxr: run `pip install soxr`, or resample before."
         )
-    samples = max(1, round(waveform.shape[-1] * to_rate / from_rate))
+    samples = resampled_length(waveform.shape[-1], from_rate, to_rate)
     resampled = soxr.resample(waveform.detach().cpu().numpy(), from_rate, to_rate)
-    resampled = np.pad(resampled[:samples], (0, max(0, samples - len(resampled))))
-    return torch.from_numpy(resampled).to(waveform.device)
+    return torch.from_numpy(fit_length(resampled, samples)).to(waveform.device)
+
+
+def resampled_length(samples: int, from_rate: int, to_rate: int) -> int:
+    """Samples at `to_rate` of so many at `from_rate` (Hz): rounded, and at least one."""
+    return max(1, round(samples * to_rate / from_rate))
+
+
+def fit_length(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """Cut or zero-pad `waveform` at its end to `(samples,)`: soxr may differ by the sample that rounding decides."""
+    return np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
 
 
 def iter_windows(blocks: Iterable[torch.Tensor], window: int, hop: int) -> Iterator[tuple[int, torch.Tensor]]:

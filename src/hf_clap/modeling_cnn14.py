@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_hf_clap import HfClapCnn14Config
+from .modeling_audio_tower import HfClapAudioTower
 
 
 class Cnn14Block(GradientCheckpointingLayer):
@@ -36,7 +36,7 @@ class Cnn14Block(GradientCheckpointingLayer):
         return self.dropout(F.avg_pool2d(hidden, self.pool_size))
 
 
-class HfClapCnn14Model(PreTrainedModel):
+class HfClapCnn14Model(HfClapAudioTower):
     """
     Cnn14 over log-mels in dB. Also Cnn6 and Cnn10, by configuration.
 
@@ -56,11 +56,6 @@ class HfClapCnn14Model(PreTrainedModel):
 
     config: HfClapCnn14Config
     config_class = HfClapCnn14Config
-    base_model_prefix = "audio_model"
-    main_input_name = "input_features"
-    input_modalities = ["audio"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True  # it has no attention, so that any implementation is right
     _no_split_modules = ["Cnn14Block"]
 
     def __init__(self, config: HfClapCnn14Config):
@@ -99,11 +94,7 @@ class HfClapCnn14Model(PreTrainedModel):
         """
         if input_features_mask is not None:
             raise ValueError("Cnn14 takes windows of one length; set the feature extractor's min_length_s to None.")
-        if input_features.ndim != 4 or input_features.shape[-1] != self.config.num_mel_bins:
-            raise ValueError(
-                f"Features of shape {tuple(input_features.shape)} do not fit; pass (batch, 1, frames, "
-                f"{self.config.num_mel_bins}), as the feature extractor gives them."
-            )
+        self._check_features(input_features)
         shortest = 1
         for pool_size in self.config.pool_sizes:
             shortest *= pool_size

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_hf_clap import HfClapPatchCnnConfig
+from .modeling_audio_tower import HfClapAudioTower
 
 # Patches put through the CNN at a time on a CPU: more leave its cache, fewer pay for repacking the weights (measured).
 CPU_PATCHES = 40
@@ -49,7 +49,7 @@ class DepthwiseSeparableConv(GradientCheckpointingLayer):
         return F.relu(self.pointwise(F.relu(self.depthwise(hidden), inplace=True)), inplace=True)
 
 
-class HfClapPatchCnnModel(PreTrainedModel):
+class HfClapPatchCnnModel(HfClapAudioTower):
     """
     MobileNetV1 over patches of a log-mel of any length; only patches that hold audio are computed.
 
@@ -72,11 +72,6 @@ class HfClapPatchCnnModel(PreTrainedModel):
 
     config: HfClapPatchCnnConfig
     config_class = HfClapPatchCnnConfig
-    base_model_prefix = "audio_model"
-    main_input_name = "input_features"
-    input_modalities = ["audio"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True  # it has no attention, so that any implementation is right
     _no_split_modules = ["DepthwiseSeparableConv"]
 
     def __init__(self, config: HfClapPatchCnnConfig):
@@ -109,11 +104,7 @@ class HfClapPatchCnnModel(PreTrainedModel):
         Raises:
             ValueError: for clips shorter than a patch.
         """
-        if input_features.ndim != 4 or input_features.shape[-1] != self.config.num_mel_bins:
-            raise ValueError(
-                f"Features of shape {tuple(input_features.shape)} do not fit; pass (batch, 1, frames, "
-                f"{self.config.num_mel_bins}), as the feature extractor gives them."
-            )
+        self._check_features(input_features)
         starts, step_mask = self._patch_starts(input_features, input_features_mask)
         # (batch, patches, patch_frames): the frames of each patch
         frames = starts[..., None] + torch.arange(self.config.patch_frames, device=starts.device)
