@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
 from .audio import load_audio
-from .configuration_hf_clap import HfClapCnn14Config, HfClapConfig, HfClapPatchCnnConfig
+from .configuration_hf_clap import HfClapCnn14Config, HfClapConfig, HfClapHtsatConfig, HfClapPatchCnnConfig
 from .feature_extraction_hf_clap import AudioError, HfClapFeatureExtractor, as_waveform
 from .losses import contrastive_loss
 from .modeling_cnn14 import HfClapCnn14Model
@@ -13,6 +13,7 @@ from .modeling_hf_clap import (
     HfClapOutput,
     HfClapTextModelWithProjection,
 )
+from .modeling_htsat import HfClapHtsatModel
 from .modeling_patch_cnn import HfClapPatchCnnModel
 from .pipeline import TINY, HfClapPipeline, pipeline
 from .processing_hf_clap import HfClapProcessor
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 for _config, _model in (
     (HfClapConfig, HfClapModel),
     (HfClapCnn14Config, HfClapCnn14Model),
+    (HfClapHtsatConfig, HfClapHtsatModel),
     (HfClapPatchCnnConfig, HfClapPatchCnnModel),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
@@ -43,6 +45,8 @@ __all__ = [
     "HfClapCnn14Model",
     "HfClapConfig",
     "HfClapFeatureExtractor",
+    "HfClapHtsatConfig",
+    "HfClapHtsatModel",
     "HfClapModel",
     "HfClapOutput",
     "HfClapPatchCnnConfig",

@@ -57,6 +57,98 @@ class HfClapCnn14Config(PreTrainedConfig):
 
 
 @strict
+class HfClapHtsatConfig(PreTrainedConfig):
+    r"""
+    Configuration of HTS-AT (Chen et al. 2022, arXiv 2202.00874), a Swin transformer over the log-mel: the audio tower
+    of CLAP 2023 and of LAION's CLAP. The defaults are HTS-AT tiny; LAION's larger models have 128 channels and depths
+    (2, 2, 12, 2).
+
+    Args:
+        num_mel_bins (`int`, defaults to 64): mel bins of the input.
+        image_size (`int`, defaults to 256): side of the square that the spectrogram is folded into.
+        patch_size (`int`, defaults to 4): side of a patch.
+        patch_embed_dim (`int`, defaults to 96): channels of the first stage; each further stage has twice as many.
+        depths (`tuple[int, ...]`): blocks in each stage.
+        num_attention_heads (`tuple[int, ...]`): attention heads in each stage, as many as `depths`.
+        window_size (`int`, defaults to 8): side of an attention window, in patches.
+        mlp_ratio (`float`, defaults to 4.0): width of the MLPs over that of the stage.
+        hidden_dropout (`float`, defaults to 0.0): dropout after attention and MLP, in training.
+        attention_dropout (`float`, defaults to 0.0): dropout of the attention weights, in training.
+        drop_path_rate (`float`, defaults to 0.1): stochastic depth of the last block, in training; it grows from 0.
+        layer_norm_eps (`float`, defaults to 1e-5): of every layer norm.
+        fusion (`bool`, defaults to `False`): whether the model hears three windows of a long clip beside its whole
+            (LAION's `aff_2d`).
+        fusion_reduction (`int`, defaults to 4): by which the fusion's attention narrows its channels.
+
+    Raises:
+        ValueError: for sizes that do not fit each other.
+    """
+
+    model_type = "hf_clap_htsat"
+    base_config_key = "audio_config"
+
+    num_mel_bins: int = 64
+    image_size: int = 256
+    patch_size: int = 4
+    patch_embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_attention_heads: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 8
+    mlp_ratio: float | int = 4.0
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    fusion: bool = False
+    fusion_reduction: int = 4
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if len(self.depths) != len(self.num_attention_heads):
+            raise ValueError(
+                f"depths and num_attention_heads describe the same stages, but have {len(self.depths)} and "
+                f"{len(self.num_attention_heads)} entries; give one number of heads per stage."
+            )
+        if self.image_size % self.num_mel_bins:
+            raise ValueError(
+                f"A spectrogram of {self.num_mel_bins} mel bins cannot be folded into {self.image_size} rows; make "
+                "image_size a multiple of num_mel_bins."
+            )
+        last = self.patch_size * 2 ** (len(self.depths) - 1)
+        resolutions = [self.image_size // self.patch_size // 2**stage for stage in range(len(self.depths))]
+        if self.image_size % last or any(side > self.window_size and side % self.window_size for side in resolutions):
+            raise ValueError(
+                f"Stages of {resolutions} patches a side do not divide into windows of {self.window_size}; make "
+                "image_size a multiple of patch_size * window_size * 2 ** (stages - 1)."
+            )
+        if resolutions[-1] % self.freq_ratio:
+            raise ValueError(
+                f"The {resolutions[-1]} rows of the last stage do not divide into the {self.freq_ratio} pieces of "
+                "time; use fewer stages or more mel bins."
+            )
+        for stage, heads in enumerate(self.num_attention_heads):
+            if self.patch_embed_dim * 2**stage % heads:
+                raise ValueError(
+                    f"{heads} heads do not divide the {self.patch_embed_dim * 2**stage} channels of stage {stage}; "
+                    "change num_attention_heads or patch_embed_dim."
+                )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.patch_embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def freq_ratio(self) -> int:
+        """Pieces of time that are laid under each other to make the image square."""
+        return self.image_size // self.num_mel_bins
+
+    @property
+    def max_frames(self) -> int:
+        """The longest input, in frames."""
+        return self.image_size * self.freq_ratio
+
+
+@strict
 class HfClapPatchCnnConfig(PreTrainedConfig):
     r"""
     Configuration of the patch CNN tower: MobileNetV1 (Howard et al. 2017, arXiv 1704.04861) over overlapping log-mel
@@ -96,7 +188,7 @@ class HfClapPatchCnnConfig(PreTrainedConfig):
 
 
 AUDIO_CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    config.model_type: config for config in (HfClapCnn14Config, HfClapPatchCnnConfig)
+    config.model_type: config for config in (HfClapCnn14Config, HfClapHtsatConfig, HfClapPatchCnnConfig)
 }
 
 

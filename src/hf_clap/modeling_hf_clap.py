@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_hf_clap import HfClapConfig
 from .losses import contrastive_loss
 from .modeling_cnn14 import HfClapCnn14Model
+from .modeling_htsat import HfClapHtsatModel
 from .modeling_patch_cnn import HfClapPatchCnnModel
 from .projections import (
     AUDIO_PROJECTIONS,
@@ -32,7 +33,7 @@ from .projections import (
 )
 
 AUDIO_MODELS: dict[str, type[PreTrainedModel]] = {
-    model.config_class.model_type: model for model in (HfClapCnn14Model, HfClapPatchCnnModel)
+    model.config_class.model_type: model for model in (HfClapCnn14Model, HfClapHtsatModel, HfClapPatchCnnModel)
 }
 
 MAX_LOGIT_SCALE = 100.0  # of the paper (section 3.3), so that training stays stable

@@ -1,0 +1,223 @@
+"""The peers' names of weights and ours: pure functions from names and state dicts to the same."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+StateDict = dict[str, torch.Tensor]
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model: our prefix, theirs, and the rules (regular expressions) from our names below it to theirs."""
+
+    ours: str
+    theirs: str
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    How a family of checkpoints names its weights.
+
+    Args:
+        parts: of the model; the first whose prefix fits names a weight.
+        left_behind: regular expressions of their names that have no place here, with the reason.
+        fused_qkv: whether query, key and value of HTS-AT are one matrix there.
+    """
+
+    parts: tuple[Part, ...]
+    left_behind: Mapping[str, str]
+    fused_qkv: bool = False
+
+    def source_name(self, name: str) -> str:
+        """Their name for one of our weights."""
+        for part in self.parts:
+            if name.startswith(part.ours):
+                rest = name.removeprefix(part.ours)
+                for pattern, replacement in part.rules:
+                    rest = re.sub(pattern, replacement, rest)
+                return part.theirs + rest
+        raise KeyError(name)
+
+    def is_left_behind(self, source_name: str) -> bool:
+        return any(re.fullmatch(pattern, source_name) for pattern in self.left_behind)
+
+    def to_ours(self, state: StateDict, names: Iterable[str]) -> StateDict:
+        """
+        Their state dict under our names.
+
+        Args:
+            state: theirs.
+            names: all of ours, as the model that is to be filled has them.
+
+        Raises:
+            ValueError: if one of ours has no counterpart, or one of theirs has no use and is not on the list.
+        """
+        if self.fused_qkv:
+            state = split_qkv(state)
+        sources = {name: self.source_name(name) for name in names}
+        missing = sorted(set(sources.values()) - set(state))
+        unexpected = sorted(name for name in set(state) - set(sources.values()) if not self.is_left_behind(name))
+        if missing or unexpected:
+            raise ValueError(
+                "The checkpoint does not fit its kind: "
+                + " and ".join(
+                    f"{len(some)} weights are {what} ({_listed(some)})"
+                    for what, some in (("missing", missing), ("unknown", unexpected))
+                    if some
+                )
+                + "; check the file and the kind of checkpoint."
+            )
+        return {name: state[source] for name, source in sources.items()}
+
+    def to_theirs(self, state: StateDict) -> StateDict:
+        """Our state dict under their names."""
+        renamed = {self.source_name(name): tensor for name, tensor in state.items()}
+        return fuse_qkv(renamed) if self.fused_qkv else renamed
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def split_qkv(state: StateDict) -> StateDict:
+    """`*.attn.qkv.*` as `*.attn.query.*`, `*.attn.key.*` and `*.attn.value.*`."""
+    split: StateDict = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            for role, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                split[name.replace(".qkv.", f".{role}.")] = piece
+        else:
+            split[name] = tensor
+    return split
+
+
+def fuse_qkv(state: StateDict) -> StateDict:
+    """Undoes `split_qkv`."""
+    fused: StateDict = {}
+    for name, tensor in state.items():
+        if ".attn.query." in name:
+            pieces = [state[name.replace(".query.", f".{role}.")] for role in ("query", "key", "value")]
+            fused[name.replace(".query.", ".qkv.")] = torch.cat(pieces)
+        elif not re.search(r"\.attn\.(key|value)\.", name):
+            fused[name] = tensor
+    return fused
+
+
+CNN14_RULES: tuple[Rule, ...] = (
+    (r"^input_norm\.", "bn0."),
+    (r"^linear\.", "fc1."),
+    (r"^blocks\.(\d+)\.(conv|norm)s\.(\d+)\.", lambda m: f"conv_block{int(m[1]) + 1}.{_CNN14[m[2]]}{int(m[3]) + 1}."),
+)
+_CNN14 = {"conv": "conv", "norm": "bn"}
+
+HTSAT_RULES: tuple[Rule, ...] = (
+    (r"^input_norm\.", "bn0."),
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^patch_embed\.local_projection\.", "patch_embed.mel_conv2d."),
+    (r"^patch_embed\.fusion\.(local|global)_attention\.", r"patch_embed.fusion_model.\1_att."),
+    (r"^stages\.", "layers."),
+    (r"\.attention\.output\.", ".attn.proj."),
+    (r"\.attention\.", ".attn."),
+    (r"\.linear(\d)\.", r".mlp.fc\1."),
+)
+
+TRANSFORMERS_HTSAT_RULES: tuple[Rule, ...] = (
+    (r"^input_norm\.", "batch_norm."),
+    *HTSAT_RULES[1:5],
+    (r"\.attention\.output\.", ".attention.output.dense."),
+    (r"\.attention\.(?!output)", ".attention.self."),
+    (r"\.linear1\.", ".intermediate.dense."),
+    (r"\.linear2\.", ".output.dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+)
+
+MAPPER_RULES: tuple[Rule, ...] = (
+    (r"^layers\.(\d+)\.attention\.query\.", r"transformer.layers.\1.attn.to_queries."),
+    (r"^layers\.(\d+)\.attention\.key_value\.", r"transformer.layers.\1.attn.to_keys_values."),
+    (r"^layers\.(\d+)\.attention\.output\.", r"transformer.layers.\1.attn.project."),
+    (r"^layers\.(\d+)\.linear(\d)\.", r"transformer.layers.\1.mlp.fc\2."),
+    (r"^layers\.(\d+)\.norm", r"transformer.layers.\1.norm"),
+)
+
+_FRONT_END = {
+    r".*\.spectrogram_extractor\.stft\.conv_(real|imag)\.weight": "frozen Fourier transform, checked",
+    r".*\.logmel_extractor\.melW": "frozen mel filter bank, read into the feature extractor",
+}
+_AUDIOSET_HEADS = {
+    r".*\.fc_audioset\.(weight|bias)": "AudioSet classifier, not part of CLAP",
+    r".*\.(tscam_conv|head)\.(weight|bias)": "AudioSet classifier, not part of CLAP",
+}
+_HTSAT_BUFFERS = {
+    r".*\.blocks\.\d+\.attn_mask": "follows from the size of the windows",
+    r".*\.(attn|attention\.self)\.relative_position_index": "follows from the size of the windows",
+}
+_TEXT_BUFFERS = {
+    r".*\.embeddings\.(position_ids|token_type_ids)": "0, 1, 2, … and zeros",
+    r".*\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask of old versions of transformers",
+}
+
+_MSCLAP_TEXT = (
+    Part("audio_projection.", "audio_encoder.projection."),
+    Part("text_model.", "caption_encoder.base."),
+    Part("text_projection.", "caption_encoder.projection."),
+    Part("logit_scale", "logit_scale"),
+)
+
+LAYOUTS: dict[str, Layout] = {
+    "msclap-2022": Layout(
+        (Part("audio_model.", "audio_encoder.base.", CNN14_RULES), *_MSCLAP_TEXT),
+        _FRONT_END
+        | _AUDIOSET_HEADS
+        | _TEXT_BUFFERS
+        | {r"caption_encoder\.base\.pooler\.dense\.(weight|bias)": "unused: the text's vector is that of [CLS]"},
+    ),
+    "msclap-2023": Layout(
+        (Part("audio_model.", "audio_encoder.base.htsat.", HTSAT_RULES), *_MSCLAP_TEXT),
+        _FRONT_END | _AUDIOSET_HEADS | _HTSAT_BUFFERS | _TEXT_BUFFERS,
+        fused_qkv=True,
+    ),
+    "clapcap": Layout(
+        (
+            Part("audio_model.", "clap.base.htsat.", HTSAT_RULES),
+            Part("audio_projection.", "clap.projection."),
+            Part("mapper.", "clap_project.", MAPPER_RULES),
+            Part("decoder.", "gpt."),
+        ),
+        _FRONT_END | _AUDIOSET_HEADS | _HTSAT_BUFFERS | _TEXT_BUFFERS,
+        fused_qkv=True,
+    ),
+    "laion": Layout(
+        (
+            Part("audio_model.", "audio_branch.", HTSAT_RULES),
+            Part("audio_projection.", "audio_projection.", ((r"^linear1\.", "0."), (r"^linear2\.", "2."))),
+            Part("text_model.", "text_branch."),
+            Part("text_projection.", "text_projection.", ((r"^linear1\.", "0."), (r"^linear2\.", "2."))),
+            Part("logit_scale_text", "logit_scale_t"),
+            Part("logit_scale", "logit_scale_a"),
+        ),
+        _FRONT_END
+        | _AUDIOSET_HEADS
+        | _HTSAT_BUFFERS
+        | _TEXT_BUFFERS
+        | {r"(audio|text)_transform\.sequential\.\d\.(weight|bias)": "of LAION's second loss; no embedding uses it"},
+        fused_qkv=True,
+    ),
+    "transformers": Layout(
+        (
+            Part("audio_model.", "audio_model.audio_encoder.", TRANSFORMERS_HTSAT_RULES),
+            Part("audio_projection.", "audio_projection."),
+            Part("text_model.", "text_model."),
+            Part("text_projection.", "text_projection."),
+            Part("logit_scale_text", "logit_scale_t"),
+            Part("logit_scale", "logit_scale_a"),
+        ),
+        _HTSAT_BUFFERS | _TEXT_BUFFERS,
+    ),
+}

@@ -1,0 +1,355 @@
+"""HTS-AT, a Swin transformer over the log-mel: the audio tower of CLAP 2023 and of LAION's CLAP."""
+
+import math
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_hf_clap import HfClapHtsatConfig
+from .modeling_audio_tower import HfClapAudioTower
+
+# What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
+SHIFT_PENALTY = -100.0
+
+# Channels of a fused model's input: the whole clip shrunk to a window, and three windows of it.
+FUSION_CHANNELS = 4
+
+
+class AttentionalFusion(nn.Module):
+    """Attentional feature fusion (Dai et al. 2021, arXiv 2009.14082), as LAION's `clap_module/feature_fusion.py`."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        self.local_attention = nn.Sequential(*self._layers(channels, channels // reduction))
+        self.global_attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), *self._layers(channels, channels // reduction))
+
+    @staticmethod
+    def _layers(channels: int, inner: int) -> list[nn.Module]:
+        squeeze, expand = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
+        return [squeeze, nn.BatchNorm2d(inner), nn.ReLU(), expand, nn.BatchNorm2d(channels)]
+
+    def forward(self, whole: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+        total = whole + local  # (clips, channels, height, width)
+        if self.training and len(total) == 1:
+            total = total.expand(2, -1, -1, -1)  # batch norm has no variance of one value; LAION does the same
+        weight = (self.local_attention(total) + self.global_attention(total)).sigmoid()[: len(whole)]
+        return 2 * whole * weight + 2 * local * (1 - weight)
+
+
+class PatchEmbedding(nn.Module):
+    """The spectrogram image in patches; for fused models, of the whole clip and of three windows of it."""
+
+    def __init__(self, config: HfClapHtsatConfig):
+        super().__init__()
+        size, channels = config.patch_size, config.patch_embed_dim
+        self.projection = nn.Conv2d(1, channels, size, stride=size)
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        if config.fusion:
+            self.local_projection = nn.Conv2d(1, channels, (size, 3 * size), stride=(size, 3 * size))
+            self.fusion = AttentionalFusion(channels, config.fusion_reduction)
+
+    def forward(self, image: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
+        """(batch, 1 or 4, height, width) -> (batch, patches, channels)"""
+        whole = self.projection(image[:, :1])
+        if is_longer is not None and is_longer.any():
+            longer = is_longer.nonzero()[:, 0]
+            windows = image[longer, 1:].flatten(0, 1)[:, None]  # (longer clips * 3, 1, height, width)
+            local = self.local_projection(windows).unflatten(0, (len(longer), -1))
+            local = local.permute(0, 2, 3, 1, 4).flatten(3)  # one window after the other in time
+            local = F.pad(local, (0, whole.shape[-1] - local.shape[-1]))
+            whole = whole.index_copy(0, longer, self.fusion(whole[longer], local).to(whole.dtype))
+        return self.norm(whole.flatten(2).transpose(1, 2))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **unused: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, in the form of transformers' attention interface."""
+    scores = query @ key.transpose(-1, -2) * scaling + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside each window, with a learned bias for each relative position."""
+
+    def __init__(self, config: HfClapHtsatConfig, dim: int, num_heads: int, window_size: int):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.window_size = window_size
+        self.head_dim = dim // num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", self.make_index(), persistent=False)
+
+    def make_index(self) -> torch.Tensor:
+        """(patches * patches,): the row of the table for each pair of patches in a window, (length)^2 in all."""
+        side = torch.arange(self.window_size)
+        height, width = torch.meshgrid(side, side, indexing="ij")
+        height, width = height.flatten(), width.flatten()
+        rows = height[:, None] - height[None] + self.window_size - 1
+        columns = width[:, None] - width[None] + self.window_size - 1
+        return (rows * (2 * self.window_size - 1) + columns).flatten()
+
+    def position_bias(self) -> torch.Tensor:
+        """(heads, length, length), where length is the number of patches in a window."""
+        length = self.window_size**2
+        return self.relative_position_bias_table.T.index_select(1, self.relative_position_index).unflatten(1, (length, length))
+
+    def forward(self, hidden: torch.Tensor, shift_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            hidden: `(groups, length, windows, dim)`, so that the windows of a group and their heads are one axis
+                without a copy, and the bias is the same for every group.
+            shift_mask: `(windows, length, length)`, added to the attention scores.
+
+        Returns:
+            torch.Tensor: as `hidden`.
+        """
+        groups, length, windows, dim = hidden.shape
+        shape = (groups, length, -1, self.head_dim)  # (groups, length, windows * heads, head_dim)
+        query, key, value = (
+            layer(hidden).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        bias = self.position_bias().expand(windows, -1, -1, -1)  # (windows, heads, length, length)
+        if shift_mask is not None:
+            bias = bias + shift_mask[:, None]
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, _ = attention(
+            self,
+            query,
+            key,
+            value,
+            bias.reshape(1, -1, length, length).to(query.dtype),
+            scaling=self.head_dim**-0.5,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        return self.output(context.view(groups, length, windows, dim))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): leave a residual branch out, by clip, in training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0:
+            return hidden
+        keep = torch.rand(len(hidden), *[1] * (hidden.ndim - 1), device=hidden.device) >= self.rate
+        return hidden * keep / (1 - self.rate)
+
+
+class SwinBlock(GradientCheckpointingLayer):
+    """Window attention and an MLP, each with a residual; every second block of a stage shifts its windows by half."""
+
+    def __init__(self, config: HfClapHtsatConfig, stage: int, shifted: bool, drop_path: float):
+        super().__init__()
+        dim = config.patch_embed_dim * 2**stage
+        self.resolution = config.image_size // config.patch_size // 2**stage
+        self.window_size = min(config.window_size, self.resolution)
+        self.shift = self.window_size // 2 if shifted and self.window_size < self.resolution else 0
+        self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.attention = WindowAttention(config, dim, config.num_attention_heads[stage], self.window_size)
+        self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.linear1 = nn.Linear(dim, int(dim * config.mlp_ratio))
+        self.linear2 = nn.Linear(int(dim * config.mlp_ratio), dim)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.drop_path = DropPath(drop_path)
+        self.register_buffer("window_order", None, persistent=False)
+        self.register_buffer("image_order", None, persistent=False)
+        self.register_buffer("shift_mask", None, persistent=False)
+        self.lay_out()
+
+    def lay_out(self, device: torch.device | None = None) -> None:
+        """
+        The buffers: `window_order` `(patches,)`, the place in the image of each patch as the attention takes them;
+        `image_order`, the way back; and in shifted blocks `shift_mask` `(windows, length, length)`, a penalty on pairs
+        that the cyclic shift brought together.
+
+        A shifted block's windows differ in their mask, so that an image is one group: all first patches of a window,
+        then all second ones. In the other blocks each window is a group, and the bias needs no copy for each.
+        """
+        side, size = self.resolution // self.window_size, self.window_size
+        place = torch.arange(self.resolution**2).view(self.resolution, self.resolution)
+        place = place.roll((-self.shift, -self.shift), dims=(0, 1)).view(side, size, side, size)
+        order = place.permute((1, 3, 0, 2) if self.shift else (0, 2, 1, 3)).flatten()
+        self.window_order, self.image_order = order.to(device), order.argsort().to(device)
+        if self.shift:
+            # patches from the image's other end are in a region of their own, in either direction
+            row, column = (order.div(self.resolution, rounding_mode="floor"), order % self.resolution)
+            region = (2 * (row < self.shift) + (column < self.shift)).view(size**2, side**2).T  # (windows, length)
+            apart = region[:, :, None] != region[:, None]
+            self.shift_mask = torch.where(apart, SHIFT_PENALTY, 0.0).to(device)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, patches, dim) -> the same"""
+        windows = 1 if self.shift_mask is None else len(self.shift_mask)  # in a group
+        parted = self.norm1(hidden).index_select(1, self.window_order)
+        parted = parted.view(-1, self.window_size**2, windows, parted.shape[-1])
+        attended = self.attention(parted, self.shift_mask).view_as(hidden).index_select(1, self.image_order)
+        hidden = hidden + self.drop_path(self.dropout(attended))
+        mlp = self.linear2(F.gelu(self.linear1(self.norm2(hidden))))
+        return hidden + self.drop_path(self.dropout(mlp))
+
+
+class PatchMerging(nn.Module):
+    """Four neighbouring patches -> one of twice the width."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, patches, dim) -> (batch, patches / 4, 2 * dim)"""
+        side = math.isqrt(hidden.shape[1])
+        hidden = hidden.unflatten(1, (side, side))
+        corners = [hidden[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1).flatten(1, 2)))
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, and the step down to the next."""
+
+    def __init__(self, config: HfClapHtsatConfig, stage: int, drop_path: list[float]):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            SwinBlock(config, stage, index % 2 == 1, rate) for index, rate in enumerate(drop_path)
+        )
+        is_last = stage + 1 == len(config.depths)
+        dim = config.patch_embed_dim * 2**stage
+        self.downsample = nn.Identity() if is_last else PatchMerging(dim, config.layer_norm_eps)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.downsample(hidden)
+
+
+class HfClapHtsatModel(HfClapAudioTower):
+    """
+    HTS-AT (Chen et al. 2022, arXiv 2202.00874) over log-mels in dB, as msclap 2023 and LAION use it: the spectrogram
+    is stretched to the length of the image and cut in pieces of time that are laid under each other, so that the
+    image is square. With `fusion` also LAION's fusion of long clips (Wu et al. 2023, arXiv 2211.06687, section 3.3).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clap import HfClapHtsatConfig, HfClapHtsatModel
+
+    >>> tower = HfClapHtsatModel(HfClapHtsatConfig(patch_embed_dim=8, num_attention_heads=(1, 1, 2, 2))).eval()
+    >>> output = tower(torch.zeros(1, 1, 1001, 64))
+    >>> output.last_hidden_state.shape, output.pooler_output.shape
+    (torch.Size([1, 32, 64]), torch.Size([1, 64]))
+
+    ```
+    """
+
+    config: HfClapHtsatConfig
+    config_class = HfClapHtsatConfig
+    _no_split_modules = ["SwinBlock"]
+    _supports_attention_backend = True
+
+    def __init__(self, config: HfClapHtsatConfig):
+        super().__init__(config)
+        self.input_norm = nn.BatchNorm2d(config.num_mel_bins)
+        self.patch_embed = PatchEmbedding(config)
+        rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist())
+        self.stages = nn.ModuleList(
+            SwinStage(config, stage, list(islice(rates, depth))) for stage, depth in enumerate(config.depths)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, WindowAttention):
+            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+            init.copy_(module.relative_position_index, module.make_index())
+        elif isinstance(module, SwinBlock):
+            module.lay_out(module.norm1.weight.device)
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_features: `(batch, 1, frames, mels)`, or for fused models also `(batch, 4, frames, mels)`: the whole
+                clip shrunk to a window, then its three windows. At most `config.max_frames` (1024) frames.
+            input_features_mask: not supported, because the published weights know full windows only.
+            is_longer: `(batch,)` or `(batch, 1)`, with four channels: which clips are longer than a window, so that
+                their windows count too.
+
+        Returns:
+            BaseModelOutputWithPooling: `last_hidden_state` `(batch, steps, hidden)`, where the 32 steps share the
+            clip's time evenly, and `pooler_output` `(batch, hidden)`, their mean.
+
+        Raises:
+            ValueError: for masked input, too many frames, or channels that do not fit the model.
+        """
+        if input_features_mask is not None:
+            raise ValueError("HTS-AT takes windows of one length; set the feature extractor's min_length_s to None.")
+        is_longer = self._check_input(input_features, is_longer)
+        normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
+        hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
+        for stage in self.stages:
+            hidden = stage(hidden)
+        # the image's rows are pieces of time, one under the other, and in each piece the bins of the spectrum
+        side = math.isqrt(hidden.shape[1])
+        pieces = self.norm(hidden).unflatten(1, (self.config.freq_ratio, -1, side))
+        steps = pieces.mean(dim=2).flatten(1, 2)  # (batch, pieces, bins, side, hidden) -> (batch, steps, hidden)
+        return BaseModelOutputWithPooling(last_hidden_state=steps, pooler_output=steps.mean(dim=1))
+
+    def _check_input(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor | None:
+        """`is_longer` as `(batch,)` where it counts."""
+        self._check_features(input_features)
+        batch, channels, frames, _ = input_features.shape
+        if frames > self.config.max_frames:
+            raise ValueError(
+                f"HTS-AT takes at most {self.config.max_frames} frames and got {frames}; cut the clip in windows, as "
+                'the feature extractor does with crop="windows".'
+            )
+        if channels == 1 and (is_longer is None or self.config.fusion):
+            return None  # nothing to fuse: each clip is a window
+        if not (self.config.fusion and channels == FUSION_CHANNELS):
+            raise ValueError(
+                f"Features of {channels} channels do not fit a model {'with' if self.config.fusion else 'without'} "
+                'fusion; four channels and is_longer, from crop="fusion", are for those with it.'
+            )
+        if is_longer is None:
+            raise ValueError("Four channels need is_longer too; pass all that the feature extractor returns.")
+        if is_longer.numel() != batch:
+            raise ValueError(f"is_longer has {is_longer.numel()} entries for {batch} clips; pass one for each.")
+        return is_longer.reshape(batch).bool()
+
+    def _to_image(self, features: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, frames, mels) -> (batch, channels, image_size, image_size)"""
+        frames = self.config.max_frames
+        if features.shape[2] != frames:
+            features = F.interpolate(features, (frames, features.shape[3]), mode="bicubic", align_corners=True)
+        pieces = features.unflatten(2, (self.config.freq_ratio, -1))  # (batch, channels, pieces, width, mels)
+        return pieces.transpose(3, 4).flatten(2, 3)
