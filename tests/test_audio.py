@@ -23,7 +23,7 @@ import torch
 
 from hf_clap import audio
 from hf_clap.audio import iter_audio, load_audio
-from hf_clap.feature_extraction_hf_clap import AudioError, resample
+from hf_clap.waveform import AudioError, resample
 
 RATE = 16_000
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -23,7 +23,7 @@ import soxr
 import torch
 
 from .audio_file import BLOCK_S, Blocks, open_audio_file, read_decoder
-from .feature_extraction_hf_clap import (
+from .waveform import (
     MAX_AMPLITUDE,
     AudioError,
     as_waveform,

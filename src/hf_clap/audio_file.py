@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from .feature_extraction_hf_clap import AudioError
+from .waveform import AudioError
 
 BLOCK_S = 10.0
 MAX_BLOCK = 2**23  # samples of all channels: a header may state a thousand channels

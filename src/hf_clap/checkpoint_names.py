@@ -12,7 +12,7 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a model: our prefix, theirs, and the rules (regular expressions) from our names below it to theirs."""
+    """One part of a model: our prefix, theirs, and rules (regular expressions) from our names below it to theirs."""
 
     ours: str
     theirs: str

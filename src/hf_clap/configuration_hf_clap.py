@@ -209,6 +209,8 @@ class HfClapConfig(PreTrainedConfig):
         text_pooling (`str`, defaults to `"cls"`): `cls`, `mean`, `last` (token, by the attention mask) or `pooler`.
         logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): initial logarithm of the logit scale.
         logit_bias_init_value (`float`, *optional*): initial bias of the logits; without it the model has none.
+        logit_scale_text_value (`float`, *optional*): logarithm of a logit scale for `logits_per_text` alone, where it
+            has one of its own. LAION's checkpoints do, though no training used it; here none changes it.
         concept_labels (`list[str]`, *optional*): the names of the `concept` projection's dimensions.
 
     Raises:
@@ -237,6 +239,7 @@ class HfClapConfig(PreTrainedConfig):
     text_pooling: Literal["cls", "mean", "last", "pooler"] = "cls"
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     logit_bias_init_value: float | int | None = None
+    logit_scale_text_value: float | int | None = None
     concept_labels: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -248,6 +251,44 @@ class HfClapConfig(PreTrainedConfig):
                 f"{len(self.concept_labels)} concept_labels name the {self.projection_dim} dimensions of the joint "
                 f"space; set projection_dim={len(self.concept_labels)}."
             )
+
+
+@strict
+class HfClapCaptioningConfig(PreTrainedConfig):
+    r"""
+    Configuration of clapcap (Deshmukh et al. 2023, "Training audio captioning models without audio", arXiv
+    2309.07372), as msclap publishes it: the audio side of a CLAP, a mapper from its embedding to a prefix, and a
+    language model that continues it. The defaults are `clapcap_weights_2023.pth`.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`): any transformers causal language model; GPT-2 when absent.
+        audio_config (`PreTrainedConfig` or `dict`): one of hf_clap's audio towers; HTS-AT when absent.
+        projection_dim, projection, projection_dropout: as `HfClapConfig`.
+        prefix_length (`int`, defaults to 40): vectors that the language model is given.
+        audio_length (`int`, defaults to 40): vectors that the audio embedding is spread over inside the mapper.
+        mapper_layers (`int`, defaults to 8): its transformer layers.
+        mapper_heads (`int`, defaults to 8): attention heads in each.
+        mapper_mlp_ratio (`float`, defaults to 2.0): width of their MLPs over that of the language model.
+    """
+
+    model_type = "hf_clap_captioning"
+    sub_configs = {"text_config": PreTrainedConfig, "audio_config": PreTrainedConfig}
+
+    text_config: Any = None
+    audio_config: Any = None
+    projection_dim: int = 1024
+    projection: Literal["residual_mlp", "mlp", "linear"] = "residual_mlp"
+    projection_dropout: float | int = 0.5
+    prefix_length: int = 40
+    audio_length: int = 40
+    mapper_layers: int = 8
+    mapper_heads: int = 8
+    mapper_mlp_ratio: float | int = 2.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _sub_config(self.text_config, CONFIG_MAPPING, default="gpt2")
+        self.audio_config = _sub_config(self.audio_config, AUDIO_CONFIGS, default="hf_clap_htsat")
+        super().__post_init__(**kwargs)
 
 
 def _sub_config(config: dict[str, Any] | PreTrainedConfig | None, known: Any, default: str) -> PreTrainedConfig:

@@ -1,26 +1,15 @@
 """Waveform -> log-mel: one feature extractor for the front end of every CLAP, in torch, deterministic unless asked."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-try:
-    import soxr
-except ImportError:  # this file also travels with checkpoints to places without hf_clap; `resample` says what to do
-    soxr = None
-
-MAX_CHANNELS = 8  # 7.1 surround; more rows in an array means that it is not (channels, samples)
-
-# Full scale is 1. Beyond this, squares and their sums leave float32.
-MAX_AMPLITUDE = 1e6
-
-MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+from .waveform import AudioError, as_waveform, is_batch, iter_windows, resample, valid_rate
 
 # What transformers itself adds to a feature extractor's JSON.
 STORED_BY_TRANSFORMERS = {
@@ -31,172 +20,10 @@ STORED_BY_TRANSFORMERS = {
     "return_attention_mask",
 }
 
+INT16_MAX = 32767
+
 # Frames transformed at a time on a CPU: their spectra then stay in its cache (measured 4x against a whole batch).
 CPU_FRAMES = 128
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used. The message is one sentence that says what to do."""
-
-
-def as_waveform(audio: Any) -> torch.Tensor:
-    """
-    One clip in any numeric form as a mono float32 waveform. Torch input stays on its device and in its graph.
-
-    Args:
-        audio: numpy array, torch tensor or list of floats, `(samples,)` or channels first `(channels, samples)`, of
-            which the channels are averaged. Integers are scaled to [-1, 1]: int16 and int32 by their range, uint8
-            around 128. Floats are taken as they are.
-
-    Returns:
-        torch.Tensor: `(samples,)` float32.
-
-    Raises:
-        AudioError: for no samples, NaN or infinite samples, more than two axes, samples first, or another dtype.
-
-    Example:
-
-    ```python
-    >>> import numpy as np
-    >>> from hf_clap import as_waveform
-
-    >>> as_waveform(np.array([[16384, 0], [0, 0]], dtype=np.int16))
-    tensor([0.2500, 0.0000])
-
-    ```
-    """
-    if not isinstance(audio, torch.Tensor):
-        try:
-            array = np.array(audio)
-            audio = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-        except (TypeError, ValueError) as error:
-            raise AudioError(
-                f"A {type(audio).__name__} is not a waveform; pass a list of floats, a numpy array or a torch tensor "
-                "of shape (samples,) or (channels, samples)."
-            ) from error
-    if audio.ndim not in (1, 2):
-        raise AudioError(
-            f"An array of shape {tuple(audio.shape)} is not a clip; pass (samples,) or (channels, samples), and "
-            "several clips as a list of such arrays."
-        )
-    if audio.numel() == 0:
-        raise AudioError("The audio has no samples; pass a clip that is not empty.")
-    if audio.ndim == 2 and audio.shape[0] > MAX_CHANNELS:
-        raise AudioError(
-            f"An array of shape {tuple(audio.shape)} would have {audio.shape[0]} channels; pass (channels, samples), "
-            "which is array.T if samples come first, and several clips as a list of arrays."
-        )
-    waveform = _to_float(audio)
-    if waveform.ndim == 2:
-        waveform = waveform.mean(dim=0)
-    if not waveform.detach().abs().max() <= MAX_AMPLITUDE:  # also false for NaN
-        raise AudioError("The audio has NaN or infinite samples, or some beyond a million; scale it to [-1, 1].")
-    return waveform
-
-
-def _to_float(audio: torch.Tensor) -> torch.Tensor:
-    if audio.is_floating_point():
-        return audio.float()
-    if audio.dtype in (torch.int16, torch.int32):
-        return audio.float() / -float(torch.iinfo(audio.dtype).min)
-    if audio.dtype == torch.uint8:
-        return (audio.float() - 128) / 128
-    raise AudioError(
-        f"Samples of dtype {str(audio.dtype).removeprefix('torch.')} have no known scale; convert them to float32 in "
-        "[-1, 1], int16, int32 or uint8."
-    )
-
-
-def valid_rate(name: str, rate: Any) -> int:
-    """The rate in Hz as an integer; `name` says in the error whose it is."""
-    try:
-        valid = MIN_RATE <= rate <= MAX_RATE and int(rate) == rate
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise AudioError(
-            f"{name} has a sampling rate of {rate!r}; it must be {MIN_RATE} to {MAX_RATE} Hz, an integer."
-        )
-    return int(rate)
-
-
-def resample(waveform: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
-    """
-    Resample with soxr (HQ) on the CPU; gradients stop here.
-
-    Args:
-        waveform: `(samples,)` float32.
-        from_rate: its rate in Hz.
-        to_rate: the rate in Hz to convert to.
-
-    Returns:
-        torch.Tensor: `(round(samples * to_rate / from_rate),)` float32, on the input's device. The length is rounded
-        because a sample more or less decides whether a clip fits a window (librosa rounds up).
-
-    Raises:
-        ImportError: if the rates differ and soxr is not installed.
-    """
-    if from_rate == to_rate:
-        return waveform
-    if soxr is None:
-        raise ImportError(
-            f"Resampling from {from_rate} to {to_rate} Hz needs soxr: run `pip install soxr`, or resample before."
-        )
-    samples = resampled_length(waveform.shape[-1], from_rate, to_rate)
-    resampled = soxr.resample(waveform.detach().cpu().numpy(), from_rate, to_rate)
-    return torch.from_numpy(fit_length(resampled, samples)).to(waveform.device)
-
-
-def resampled_length(samples: int, from_rate: int, to_rate: int) -> int:
-    """Samples at `to_rate` of so many at `from_rate` (Hz): rounded, and at least one."""
-    return max(1, round(samples * to_rate / from_rate))
-
-
-def fit_length(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """Cut or zero-pad `waveform` at its end to `(samples,)`: soxr may differ by the sample that rounding decides."""
-    return np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
-
-
-def iter_windows(blocks: Iterable[torch.Tensor], window: int, hop: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """
-    Cut a clip that arrives in blocks into windows, holding no more than a window and a block at a time.
-
-    Args:
-        blocks: consecutive pieces `(samples,)` of one clip.
-        window: length of a window, in samples.
-        hop: samples from one window to the next.
-
-    Yields:
-        tuple[int, torch.Tensor]: the window's first sample and its `(window,)` samples. A clip that is not longer than
-        a window is one, as short as it is. The last window is moved back to end with the clip, so that all are full.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_clap.feature_extraction_hf_clap import iter_windows
-
-    >>> [(start, window.tolist()) for start, window in iter_windows([torch.arange(5)], window=2, hop=2)]
-    [(0, [0, 1]), (2, [2, 3]), (3, [3, 4])]
-
-    ```
-    """
-    held = torch.empty(0)  # samples from `offset` on
-    offset = start = 0  # `start` is where the next window begins
-    for block in blocks:
-        held = torch.cat([held.to(block), block])
-        while start + window <= offset + len(held):
-            yield start, held[start - offset : start - offset + window]
-            start += hop
-        # keep what the next window, or a last one moved back, may need
-        keep_from = min(start, offset + len(held) - window)
-        if keep_from > offset:
-            held, offset = held[keep_from - offset :], keep_from
-    end = offset + len(held)
-    last_end = start - hop + window if start > 0 else 0
-    if end > last_end:
-        start = max(end - window, 0)
-        yield start, held[start - offset :]
 
 
 class HfClapFeatureExtractor(SequenceFeatureExtractor):
@@ -227,9 +54,12 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         min_length_s (`float`, *optional*): the shortest. Clips between the two keep their length and the output has an
             `input_features_mask`; when absent, all clips are filled to `max_length_s`.
         crop (`str`, defaults to `"center"`): what is taken of a longer clip: its `center`, its `start`, a `random`
-            stretch (training; needs a generator), or all of it in consecutive `windows`.
+            stretch (training; needs a generator), all of it in consecutive `windows`, or LAION's `fusion`: all of it
+            shrunk to one window, and one window of its beginning, its middle and its end.
         fill (`str`, defaults to `"repeat"`): how a shorter clip is filled: `repeat` (tiled and cut), `repeat_pad`
             (whole repeats, then zeros) or `zero`.
+        int16_rounding (`bool`, defaults to `False`): whether the waveform is first rounded as in a 16-bit file, as
+            laion_clap does (`hook.py`). Gradients pass.
         padding_value (`float`, defaults to 0.0): what the features hold in frames that the mask leaves out.
 
     Example:
@@ -252,7 +82,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         "mel_triangles": ("hz", "mel"),
         "power": (1, 2),
         "log": ("db", "ln"),
-        "crop": ("center", "start", "random", "windows"),
+        "crop": ("center", "start", "random", "windows", "fusion"),
         "fill": ("repeat", "repeat_pad", "zero"),
     }
 
@@ -277,6 +107,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         min_length_s: float | None = None,
         crop: str = "center",
         fill: str = "repeat",
+        int16_rounding: bool = False,
         padding_value: float = 0.0,
         **kwargs: Any,
     ):
@@ -302,6 +133,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         self.min_length_s = min_length_s
         self.crop = crop
         self.fill = fill
+        self.int16_rounding = int16_rounding
         for name, allowed in self.choices.items():
             _check_choice(name, getattr(self, name), allowed)
         for name in ("feature_size", "sampling_rate", "n_fft", "win_length", "hop_length", "max_length_s"):
@@ -341,11 +173,14 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             BatchFeature: `input_features` `(windows, 1, frames, mels)` float32, on the clips' device; with
             `min_length_s` also `input_features_mask` `(windows, frames)`, true where a frame holds audio; with
-            `crop="windows"` also `windows_per_clip` `(clips,)`. Otherwise there is one window for each clip.
+            `crop="windows"` also `windows_per_clip` `(clips,)`. Otherwise there is one window for each clip; with
+            `crop="fusion"` the features are `(clips, 4, frames, mels)`, and `is_longer` `(clips, 1)` is true for
+            clips that are longer than a window.
 
         Raises:
             AudioError: for clips that cannot be used.
-            ValueError: for a missing rate, an unknown crop, or a random crop without a generator.
+            ValueError: for a missing rate, an unknown crop, a random crop without a generator, or fusion with
+                `min_length_s`.
         """
         crop = self.crop if crop is None else crop
         _check_choice("crop", crop, self.choices["crop"])
@@ -363,19 +198,26 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         clips = list(audio) if is_batch(audio) else [audio]
         if not clips:
             raise AudioError("The list of clips is empty; pass at least one clip.")
-        windows: list[torch.Tensor] = []
-        windows_per_clip: list[int] = []
-        for clip in clips:
-            waveform = resample(as_waveform(clip), sampling_rate, self.sampling_rate)
-            windows_of_clip = self._crop(waveform, crop, generator)
-            windows_per_clip.append(len(windows_of_clip))
-            windows.extend(windows_of_clip)
-        features = self._batch(windows)
-        if crop == "windows":
-            features["windows_per_clip"] = torch.tensor(windows_per_clip, device=features["input_features"].device)
+        waveforms = [self._prepare(clip, sampling_rate) for clip in clips]
+        if crop == "fusion":
+            features = self._fuse(waveforms)
+        else:
+            windows = [self._crop(waveform, crop, generator) for waveform in waveforms]
+            features = self._batch([window for windows_of_clip in windows for window in windows_of_clip])
+            if crop == "windows":
+                windows_per_clip = [len(windows_of_clip) for windows_of_clip in windows]
+                features["windows_per_clip"] = torch.tensor(windows_per_clip, device=waveforms[0].device)
         if return_tensors == "np":
             return BatchFeature({name: value.detach().cpu().numpy() for name, value in features.items()})
         return BatchFeature(features)
+
+    def _prepare(self, clip: Any, sampling_rate: int) -> torch.Tensor:
+        """(samples,) at the extractor's rate"""
+        waveform = resample(as_waveform(clip), sampling_rate, self.sampling_rate)
+        if self.int16_rounding:
+            rounded = (waveform.clamp(-1, 1) * INT16_MAX).trunc() / INT16_MAX
+            waveform = waveform + (rounded - waveform).detach()  # the value of one, the gradient of the other
+        return waveform
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """
@@ -390,7 +232,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         """
         if self.center:
             pad = self.win_length // 2
-            waveform = torch.nn.functional.pad(waveform[None], (pad, pad), mode="reflect")[0]
+            waveform = F.pad(waveform[None], (pad, pad), mode="reflect")[0]
         frames = waveform.unfold(-1, self.win_length, self.hop_length)  # (frames, win_length), a view
         window, mel = self._window_and_mel(waveform.device, waveform.dtype)
         pieces = frames.split(CPU_FRAMES) if waveform.device.type == "cpu" else (frames,)
@@ -448,6 +290,28 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             mask[row, : len(log_mel)] = True
         return {"input_features": features, "input_features_mask": mask}
 
+    def _fuse(self, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        Features for LAION's fusion models (laion_clap, `training/data.py`, get_audio_features), which draws its three
+        windows at random; here they come from the middle of each third of the possible places.
+        """
+        if self.min_length_s is not None:
+            raise ValueError('crop="fusion" fills every clip; set min_length_s to None.')
+        frames = self._frames(self.max_samples)
+        features, is_longer = [], []
+        for waveform in waveforms:
+            log_mel = self.log_mel(self._fill(waveform, self.max_samples))
+            is_longer.append(len(log_mel) > frames)
+            if len(log_mel) > frames:
+                shrunk = F.interpolate(log_mel[None, None], (frames, self.feature_size), mode="bilinear")[0, 0]
+                thirds = torch.arange(len(log_mel) - frames + 1).tensor_split(3)
+                starts = [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
+                features.append(torch.stack([shrunk, *(log_mel[start : start + frames] for start in starts)]))
+            else:
+                features.append(log_mel.expand(4, -1, -1))
+        device = features[0].device
+        return {"input_features": torch.stack(features), "is_longer": torch.tensor(is_longer, device=device)[:, None]}
+
     def _frames(self, samples: int) -> int:
         return 1 + (samples if self.center else samples - self.win_length) // self.hop_length
 
@@ -461,19 +325,12 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         elif self.fill == "repeat_pad":
             repeats = samples // len(waveform)
         waveform = waveform.repeat(repeats)[:samples]
-        return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))
+        return F.pad(waveform, (0, samples - len(waveform)))
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, allowed))}.")
-
-
-def is_batch(audio: Any) -> bool:
-    """Whether `audio` is several clips: a list, or a column of `datasets`, of something else than numbers."""
-    if not isinstance(audio, Sequence) or isinstance(audio, (str, bytes, bytearray, memoryview)):
-        return False
-    return len(audio) == 0 or not isinstance(audio[0], (int, float, np.number))
 
 
 @lru_cache(maxsize=16)

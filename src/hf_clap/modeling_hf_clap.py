@@ -47,7 +47,7 @@ class HfClapOutput(ModelOutput):
     Args:
         loss: scalar contrastive loss, with `return_loss=True`.
         logits_per_audio: `(clips, texts)`, cosine similarities times the logit scale, plus the logit bias if any.
-        logits_per_text: `(texts, clips)`, its transpose.
+        logits_per_text: `(texts, clips)`, its transpose (in LAION's checkpoints, at a scale of its own).
         audio_embeds: `(clips, projection_dim)`, L2-normalised.
         text_embeds: `(texts, projection_dim)`, L2-normalised.
         audio_model_output: the audio tower's, before the projection.
@@ -118,6 +118,8 @@ class HfClapPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+            if module.logit_scale_text is not None:
+                init.constant_(module.logit_scale_text, self.config.logit_scale_text_value)
 
     def _build_audio_side(self) -> None:
         config = self.config
@@ -134,9 +136,12 @@ class HfClapPreTrainedModel(PreTrainedModel):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None,
         windows_per_clip: torch.Tensor | None,
+        is_longer: torch.Tensor | None,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """The tower's output and the embeddings `(clips, projection_dim)`."""
-        output = self.audio_model(input_features.to(self.dtype), input_features_mask=input_features_mask)
+        given = {"input_features_mask": input_features_mask, "is_longer": is_longer}
+        given = {name: value for name, value in given.items() if value is not None}
+        output = self.audio_model(input_features.to(self.dtype), **given)
         embeds = F.normalize(self.audio_projection(output), dim=-1)
         if windows_per_clip is not None:
             embeds = F.normalize(mean_of_windows(embeds, windows_per_clip), dim=-1)
@@ -176,6 +181,11 @@ class HfClapPreTrainedModel(PreTrainedModel):
                 f"A text of {tokens} tokens does not fit the {longest} positions of the text tower; pass "
                 "truncation=True and max_length to the tokenizer."
             )
+
+
+def bounded(logit_scale: torch.Tensor) -> torch.Tensor:
+    """The factor whose logarithm is `logit_scale`, at most 100."""
+    return logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
 
 def mean_of_windows(embeds: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
@@ -221,6 +231,8 @@ class HfClapModel(HfClapPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        scale_text = config.logit_scale_text_value
+        self.register_buffer("logit_scale_text", None if scale_text is None else torch.tensor(float(scale_text)))
         self.post_init()
 
     @can_return_tuple
@@ -229,6 +241,7 @@ class HfClapModel(HfClapPreTrainedModel):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         windows_per_clip: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """
         Embed audio.
@@ -237,12 +250,13 @@ class HfClapModel(HfClapPreTrainedModel):
             input_features: `(windows, 1, frames, mels)`, from the feature extractor.
             input_features_mask: `(windows, frames)`, where the extractor gives one.
             windows_per_clip: `(clips,)`; the embeddings of a clip's windows are averaged.
+            is_longer: `(clips, 1)`, from `crop="fusion"`.
 
         Returns:
             BaseModelOutputWithPooling: `pooler_output` `(clips, projection_dim)`, L2-normalised, and the tower's
             `last_hidden_state` `(windows, steps, hidden)`.
         """
-        output, embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip)
+        output, embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
         return BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=embeds)
 
     @can_return_tuple
@@ -276,11 +290,11 @@ class HfClapModel(HfClapPreTrainedModel):
 
     def similarity(self, audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Logits `(clips, texts)`: cosine similarities times the logit scale (at most 100), plus the logit bias."""
-        logits = self._scale() * audio_embeds @ text_embeds.T
-        return logits if self.logit_bias is None else logits + self.logit_bias
+        return self._logits(audio_embeds @ text_embeds.T, self.logit_scale)
 
-    def _scale(self) -> torch.Tensor:
-        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+    def _logits(self, cosine: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+        logits = bounded(logit_scale) * cosine
+        return logits if self.logit_bias is None else logits + self.logit_bias
 
     @can_return_tuple
     def forward(
@@ -292,6 +306,7 @@ class HfClapModel(HfClapPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         windows_per_clip: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
         return_loss: bool | None = None,
     ) -> HfClapOutput:
         """
@@ -299,7 +314,7 @@ class HfClapModel(HfClapPreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: `(texts, tokens)`, see `get_text_features`.
-            input_features, input_features_mask, windows_per_clip: see `get_audio_features`.
+            input_features, input_features_mask, windows_per_clip, is_longer: see `get_audio_features`.
             return_loss: whether to compute the contrastive loss; clip i then belongs to text i.
 
         Returns:
@@ -308,9 +323,13 @@ class HfClapModel(HfClapPreTrainedModel):
         Raises:
             ValueError: with `return_loss`, if there are not as many clips as texts.
         """
-        audio, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip)
+        audio, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
         text, text_embeds = self._embed_text(input_ids, attention_mask, token_type_ids, position_ids)
-        logits = self.similarity(audio_embeds, text_embeds)
+        cosine = audio_embeds @ text_embeds.T  # (clips, texts)
+        logits = self._logits(cosine, self.logit_scale)
+        logits_per_text = logits.T
+        if self.logit_scale_text is not None:
+            logits_per_text = self._logits(cosine.T, self.logit_scale_text)
         loss = None
         if return_loss:
             if logits.shape[0] != logits.shape[1]:
@@ -318,11 +337,11 @@ class HfClapModel(HfClapPreTrainedModel):
                     f"The loss needs pairs, but there are {logits.shape[0]} clips and {logits.shape[1]} texts; pass "
                     "one caption for each clip."
                 )
-            loss = contrastive_loss(audio_embeds, text_embeds, self._scale())
+            loss = contrastive_loss(audio_embeds, text_embeds, bounded(self.logit_scale))
         return HfClapOutput(
             loss=loss,
             logits_per_audio=logits,
-            logits_per_text=logits.T,
+            logits_per_text=logits_per_text,
             audio_embeds=audio_embeds,
             text_embeds=text_embeds,
             audio_model_output=audio,
@@ -340,7 +359,7 @@ class HfClapAudioModelWithProjection(HfClapPreTrainedModel):
     """The audio side of `HfClapModel` alone; loads from the same checkpoint."""
 
     input_modalities = ["audio"]
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_(scale|bias)"]
 
     def __init__(self, config: HfClapConfig):
         super().__init__(config)
@@ -353,9 +372,10 @@ class HfClapAudioModelWithProjection(HfClapPreTrainedModel):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         windows_per_clip: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
     ) -> HfClapAudioModelOutput:
         """Arguments as `HfClapModel.get_audio_features`."""
-        output, embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip)
+        output, embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
         return HfClapAudioModelOutput(audio_embeds=embeds, last_hidden_state=output.last_hidden_state)
 
 
@@ -364,7 +384,7 @@ class HfClapTextModelWithProjection(HfClapPreTrainedModel):
 
     main_input_name = "input_ids"
     input_modalities = ["text"]
-    _keys_to_ignore_on_load_unexpected = [r"^audio_model\.", r"^audio_projection\.", r"^logit_(scale|bias)$"]
+    _keys_to_ignore_on_load_unexpected = [r"^audio_model\.", r"^audio_projection\.", r"^logit_(scale|bias)"]
 
     def __init__(self, config: HfClapConfig):
         super().__init__(config)

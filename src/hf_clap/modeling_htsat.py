@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapHtsatConfig
 from .modeling_audio_tower import HfClapAudioTower
 
@@ -21,7 +21,7 @@ SHIFT_PENALTY = -100.0
 FUSION_CHANNELS = 4
 
 
-class AttentionalFusion(nn.Module):
+class FeatureFusion(nn.Module):
     """Attentional feature fusion (Dai et al. 2021, arXiv 2009.14082), as LAION's `clap_module/feature_fusion.py`."""
 
     def __init__(self, channels: int, reduction: int):
@@ -52,7 +52,7 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         if config.fusion:
             self.local_projection = nn.Conv2d(1, channels, (size, 3 * size), stride=(size, 3 * size))
-            self.fusion = AttentionalFusion(channels, config.fusion_reduction)
+            self.fusion = FeatureFusion(channels, config.fusion_reduction)
 
     def forward(self, image: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
         """(batch, 1 or 4, height, width) -> (batch, patches, channels)"""
@@ -67,31 +67,12 @@ class PatchEmbedding(nn.Module):
         return self.norm(whole.flatten(2).transpose(1, 2))
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float,
-    dropout: float = 0.0,
-    **unused: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, in the form of transformers' attention interface."""
-    scores = query @ key.transpose(-1, -2) * scaling + attention_mask
-    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class WindowAttention(nn.Module):
+class WindowAttention(HeadsAttention):
     """Self-attention inside each window, with a learned bias for each relative position."""
 
     def __init__(self, config: HfClapHtsatConfig, dim: int, num_heads: int, window_size: int):
-        super().__init__()
-        self.config = config
-        self.is_causal = False
+        super().__init__(config, dim // num_heads)
         self.window_size = window_size
-        self.head_dim = dim // num_heads
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -111,7 +92,8 @@ class WindowAttention(nn.Module):
     def position_bias(self) -> torch.Tensor:
         """(heads, length, length), where length is the number of patches in a window."""
         length = self.window_size**2
-        return self.relative_position_bias_table.T.index_select(1, self.relative_position_index).unflatten(1, (length, length))
+        bias = self.relative_position_bias_table.T.index_select(1, self.relative_position_index)
+        return bias.unflatten(1, (length, length))
 
     def forward(self, hidden: torch.Tensor, shift_mask: torch.Tensor | None) -> torch.Tensor:
         """
@@ -123,25 +105,16 @@ class WindowAttention(nn.Module):
         Returns:
             torch.Tensor: as `hidden`.
         """
-        groups, length, windows, dim = hidden.shape
-        shape = (groups, length, -1, self.head_dim)  # (groups, length, windows * heads, head_dim)
-        query, key, value = (
-            layer(hidden).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        _, length, windows, _ = hidden.shape
         bias = self.position_bias().expand(windows, -1, -1, -1)  # (windows, heads, length, length)
         if shift_mask is not None:
             bias = bias + shift_mask[:, None]
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        context, _ = attention(
-            self,
-            query,
-            key,
-            value,
-            bias.reshape(1, -1, length, length).to(query.dtype),
-            scaling=self.head_dim**-0.5,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+        attended = self.attend(
+            *(layer(hidden).flatten(2) for layer in (self.query, self.key, self.value)),
+            bias.reshape(1, -1, length, length),
+            self.config.attention_dropout,
         )
-        return self.output(context.view(groups, length, windows, dim))
+        return self.output(attended.view_as(hidden))
 
 
 class DropPath(nn.Module):

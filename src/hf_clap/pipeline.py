@@ -15,9 +15,9 @@ from transformers import AutoConfig
 
 from .audio import iter_audio
 from .configuration_hf_clap import HfClapConfig
-from .feature_extraction_hf_clap import AudioError, is_batch, iter_windows
 from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
+from .waveform import AudioError, is_batch, iter_windows
 
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""

@@ -1,0 +1,68 @@
+"""Attention through transformers' attention interface: SDPA by default, eager and others by `attn_implementation`."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class HeadsAttention(nn.Module):
+    """
+    Base of attention modules: how heads attend to each other's positions.
+
+    Args:
+        config: whose `_attn_implementation` chooses the implementation.
+        head_dim: width of a head.
+    """
+
+    is_causal = False
+
+    def __init__(self, config: PreTrainedConfig, head_dim: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = head_dim
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """
+        Args:
+            query, key, value: `(batch, length, heads * head_dim)`; any shape that can be viewed so.
+            bias: `(1 or batch, heads, length, length)`, added to the scores.
+            dropout: of the attention weights, in training.
+
+        Returns:
+            torch.Tensor: `(batch, length, heads, head_dim)`.
+        """
+        shape = (*query.shape[:2], -1, self.head_dim)
+        query, key, value = (heads.view(shape).transpose(1, 2) for heads in (query, key, value))
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = dropout if self.training else 0.0
+        bias = None if bias is None else bias.to(query.dtype)
+        return attention(self, query, key, value, bias, dropout=dropout, scaling=self.head_dim**-0.5)[0]
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **unused: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, with the arguments of transformers' interface; heads before positions."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
