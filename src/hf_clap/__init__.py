@@ -10,6 +10,7 @@ from .configuration_hf_clap import (
     HfClapHtsatConfig,
     HfClapPatchCnnConfig,
 )
+from .conversion import convert_back, convert_checkpoint
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .losses import contrastive_loss
 from .modeling_captioning import HfClapForAudioCaptioning
@@ -70,6 +71,8 @@ __all__ = [
     "HfClapTextModelWithProjection",
     "as_waveform",
     "contrastive_loss",
+    "convert_back",
+    "convert_checkpoint",
     "load_audio",
     "pipeline",
 ]

@@ -28,11 +28,13 @@ class Layout:
         parts: of the model; the first whose prefix fits names a weight.
         left_behind: regular expressions of their names that have no place here, with the reason.
         fused_qkv: whether query, key and value of HTS-AT are one matrix there.
+        computed: regular expression of our names that have no counterpart, because the peer computes them.
     """
 
     parts: tuple[Part, ...]
     left_behind: Mapping[str, str]
     fused_qkv: bool = False
+    computed: str = r"$"
 
     def source_name(self, name: str) -> str:
         """Their name for one of our weights."""
@@ -47,9 +49,19 @@ class Layout:
     def is_left_behind(self, source_name: str) -> bool:
         return any(re.fullmatch(pattern, source_name) for pattern in self.left_behind)
 
+    def left_behind_of(self, source_names: Iterable[str]) -> dict[str, list[str]]:
+        """Which of their names are left behind, by the reason."""
+        found: dict[str, list[str]] = {}
+        for name in source_names:
+            for pattern, reason in self.left_behind.items():
+                if re.fullmatch(pattern, name):
+                    found.setdefault(reason, []).append(name)
+                    break
+        return found
+
     def to_ours(self, state: StateDict, names: Iterable[str]) -> StateDict:
         """
-        Their state dict under our names.
+        Their state dict under our names, without what is computed.
 
         Args:
             state: theirs.
@@ -60,7 +72,7 @@ class Layout:
         """
         if self.fused_qkv:
             state = split_qkv(state)
-        sources = {name: self.source_name(name) for name in names}
+        sources = {name: self.source_name(name) for name in names if not re.fullmatch(self.computed, name)}
         missing = sorted(set(sources.values()) - set(state))
         unexpected = sorted(name for name in set(state) - set(sources.values()) if not self.is_left_behind(name))
         if missing or unexpected:
@@ -76,8 +88,10 @@ class Layout:
         return {name: state[source] for name, source in sources.items()}
 
     def to_theirs(self, state: StateDict) -> StateDict:
-        """Our state dict under their names."""
-        renamed = {self.source_name(name): tensor for name, tensor in state.items()}
+        """Our state dict under their names, without what is computed."""
+        renamed = {
+            self.source_name(name): tensor for name, tensor in state.items() if not re.fullmatch(self.computed, name)
+        }
         return fuse_qkv(renamed) if self.fused_qkv else renamed
 
 
@@ -109,19 +123,23 @@ def fuse_qkv(state: StateDict) -> StateDict:
     return fused
 
 
+CNN14_LAYERS = {"conv": "conv", "norm": "bn"}
+
 CNN14_RULES: tuple[Rule, ...] = (
     (r"^input_norm\.", "bn0."),
     (r"^linear\.", "fc1."),
-    (r"^blocks\.(\d+)\.(conv|norm)s\.(\d+)\.", lambda m: f"conv_block{int(m[1]) + 1}.{_CNN14[m[2]]}{int(m[3]) + 1}."),
+    (
+        r"^blocks\.(\d+)\.(conv|norm)s\.(\d+)\.",
+        lambda m: f"conv_block{int(m[1]) + 1}.{CNN14_LAYERS[m[2]]}{int(m[3]) + 1}.",
+    ),
 )
-_CNN14 = {"conv": "conv", "norm": "bn"}
-
 HTSAT_RULES: tuple[Rule, ...] = (
     (r"^input_norm\.", "bn0."),
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^patch_embed\.local_projection\.", "patch_embed.mel_conv2d."),
     (r"^patch_embed\.fusion\.(local|global)_attention\.", r"patch_embed.fusion_model.\1_att."),
     (r"^stages\.", "layers."),
+    (r"\.shift_mask$", ".attn_mask"),
     (r"\.attention\.output\.", ".attn.proj."),
     (r"\.attention\.", ".attn."),
     (r"\.linear(\d)\.", r".mlp.fc\1."),
@@ -155,7 +173,6 @@ _AUDIOSET_HEADS = {
     r".*\.(tscam_conv|head)\.(weight|bias)": "AudioSet classifier, not part of CLAP",
 }
 _HTSAT_BUFFERS = {
-    r".*\.blocks\.\d+\.attn_mask": "follows from the size of the windows",
     r".*\.(attn|attention\.self)\.relative_position_index": "follows from the size of the windows",
 }
 _TEXT_BUFFERS = {
@@ -219,5 +236,6 @@ LAYOUTS: dict[str, Layout] = {
             Part("logit_scale", "logit_scale_a"),
         ),
         _HTSAT_BUFFERS | _TEXT_BUFFERS,
+        computed=r"audio_model\..*\.shift_mask",
     ),
 }

@@ -1,4 +1,4 @@
-"""The command line: `hf-clap tag`. Results go to stdout, everything else to stderr."""
+"""The command line: `hf-clap tag` and `hf-clap convert`. Results go to stdout, everything else to stderr."""
 
 import argparse
 import csv
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .audio import iter_audio
+from .checkpoint_file import KINDS
+from .conversion import BACK, convert_back, convert_checkpoint
 from .pipeline import DEFAULT_TEMPLATE, TINY, pipeline
 
 AUDIO_SUFFIXES = {
@@ -89,7 +91,32 @@ def _parser() -> argparse.ArgumentParser:
     tag.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
     tag.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
     tag.add_argument("--format", choices=tuple(FORMATS), default="table", help="of what is printed")
+    convert = commands.add_parser(
+        "convert",
+        help="turn another CLAP checkpoint into a hf_clap folder",
+        description="Turn another CLAP checkpoint into a hf_clap folder, or back. Nothing is guessed or dropped in "
+        "silence: what does not fit is an error, and then nothing is written.",
+    )
+    convert.set_defaults(run=_convert)
+    convert.add_argument("source", metavar="SOURCE", help="file, folder or Hub id of the checkpoint")
+    convert.add_argument("output", metavar="OUT", help="folder (with --to msclap-2022: file) to make")
+    direction = convert.add_mutually_exclusive_group(required=True)
+    direction.add_argument("--from", dest="source_kind", choices=tuple(KINDS), help="what SOURCE is")
+    direction.add_argument("--to", dest="output_kind", choices=tuple(BACK), help="what a hf_clap SOURCE shall become")
+    convert.add_argument(
+        "--tokenizer", metavar="DIR_OR_ID", help="the text tower's tokenizer (default: the published one)"
+    )
     return parser
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.output_kind:
+        if options.tokenizer:
+            raise ValueError("--tokenizer is for --from; leave it out.")
+        print(convert_back(options.source, options.output, options.output_kind))
+    else:
+        print(convert_checkpoint(options.source, options.output, options.source_kind, options.tokenizer))
+    return 0
 
 
 def _tag(options: argparse.Namespace) -> int:

@@ -234,7 +234,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             pad = self.win_length // 2
             waveform = F.pad(waveform[None], (pad, pad), mode="reflect")[0]
         frames = waveform.unfold(-1, self.win_length, self.hop_length)  # (frames, win_length), a view
-        window, mel = self._window_and_mel(waveform.device, waveform.dtype)
+        window, mel = self.window_and_mel(waveform.device, waveform.dtype)
         pieces = frames.split(CPU_FRAMES) if waveform.device.type == "cpu" else (frames,)
         return torch.cat([self._log_mel_of_frames(piece, window, mel) for piece in pieces])
 
@@ -246,7 +246,8 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             return 10 * torch.log10(energy.clamp(min=self.log_floor))
         return torch.log(energy + self.log_floor)
 
-    def _window_and_mel(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def window_and_mel(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The window `(win_length,)` and the mel filter bank `(n_fft // 2 + 1, mels)`."""
         return _window_and_mel(
             self.win_length,
             self.n_fft,

@@ -87,8 +87,8 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
     ```
     """
 
-    config: HfClapCaptioningConfig
-    config_class = HfClapCaptioningConfig
+    config: HfClapCaptioningConfig  # type: ignore[assignment]
+    config_class = HfClapCaptioningConfig  # type: ignore[assignment]
     input_modalities = ["audio"]
     _supports_flash_attn = False  # the window attention has a bias
 
@@ -152,7 +152,7 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,

@@ -70,6 +70,8 @@ class PatchEmbedding(nn.Module):
 class WindowAttention(HeadsAttention):
     """Self-attention inside each window, with a learned bias for each relative position."""
 
+    relative_position_index: torch.Tensor
+
     def __init__(self, config: HfClapHtsatConfig, dim: int, num_heads: int, window_size: int):
         super().__init__(config, dim // num_heads)
         self.window_size = window_size
@@ -109,11 +111,9 @@ class WindowAttention(HeadsAttention):
         bias = self.position_bias().expand(windows, -1, -1, -1)  # (windows, heads, length, length)
         if shift_mask is not None:
             bias = bias + shift_mask[:, None]
-        attended = self.attend(
-            *(layer(hidden).flatten(2) for layer in (self.query, self.key, self.value)),
-            bias.reshape(1, -1, length, length),
-            self.config.attention_dropout,
-        )
+        query, key, value = (layer(hidden).flatten(2) for layer in (self.query, self.key, self.value))
+        bias = bias.reshape(1, -1, length, length)
+        attended = self.attend(query, key, value, bias, self.config.attention_dropout)
         return self.output(attended.view_as(hidden))
 
 
@@ -134,6 +134,10 @@ class DropPath(nn.Module):
 class SwinBlock(GradientCheckpointingLayer):
     """Window attention and an MLP, each with a residual; every second block of a stage shifts its windows by half."""
 
+    window_order: torch.Tensor
+    image_order: torch.Tensor
+    shift_mask: torch.Tensor | None
+
     def __init__(self, config: HfClapHtsatConfig, stage: int, shifted: bool, drop_path: float):
         super().__init__()
         dim = config.patch_embed_dim * 2**stage
@@ -147,16 +151,16 @@ class SwinBlock(GradientCheckpointingLayer):
         self.linear2 = nn.Linear(int(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
-        self.register_buffer("window_order", None, persistent=False)
-        self.register_buffer("image_order", None, persistent=False)
-        self.register_buffer("shift_mask", None, persistent=False)
-        self.lay_out()
+        window_order, image_order, shift_mask = self.lay_out()
+        self.register_buffer("window_order", window_order, persistent=False)
+        self.register_buffer("image_order", image_order, persistent=False)
+        self.register_buffer("shift_mask", shift_mask)  # msclap's and LAION's files hold it, and it counts there
 
-    def lay_out(self, device: torch.device | None = None) -> None:
+    def lay_out(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
-        The buffers: `window_order` `(patches,)`, the place in the image of each patch as the attention takes them;
-        `image_order`, the way back; and in shifted blocks `shift_mask` `(windows, length, length)`, a penalty on pairs
-        that the cyclic shift brought together.
+        Where the windows lie: `window_order` `(patches,)`, the place in the image of each patch as the attention takes
+        them; `image_order`, the way back; and in shifted blocks `shift_mask` `(windows, length, length)`, a penalty on
+        pairs that the cyclic shift brought together.
 
         A shifted block's windows differ in their mask, so that an image is one group: all first patches of a window,
         then all second ones. In the other blocks each window is a group, and the bias needs no copy for each.
@@ -165,13 +169,13 @@ class SwinBlock(GradientCheckpointingLayer):
         place = torch.arange(self.resolution**2).view(self.resolution, self.resolution)
         place = place.roll((-self.shift, -self.shift), dims=(0, 1)).view(side, size, side, size)
         order = place.permute((1, 3, 0, 2) if self.shift else (0, 2, 1, 3)).flatten()
-        self.window_order, self.image_order = order.to(device), order.argsort().to(device)
-        if self.shift:
-            # patches from the image's other end are in a region of their own, in either direction
-            row, column = (order.div(self.resolution, rounding_mode="floor"), order % self.resolution)
-            region = (2 * (row < self.shift) + (column < self.shift)).view(size**2, side**2).T  # (windows, length)
-            apart = region[:, :, None] != region[:, None]
-            self.shift_mask = torch.where(apart, SHIFT_PENALTY, 0.0).to(device)
+        if not self.shift:
+            return order, order.argsort(), None
+        # patches from the image's other end are in a region of their own, in either direction
+        row, column = order // self.resolution, order % self.resolution
+        region = (2 * (row < self.shift) + (column < self.shift)).view(size**2, side**2).T  # (windows, length)
+        apart = region[:, :, None] != region[:, None]
+        return order, order.argsort(), torch.where(apart, SHIFT_PENALTY, 0.0)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim) -> the same"""
@@ -261,7 +265,10 @@ class HfClapHtsatModel(HfClapAudioTower):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
             init.copy_(module.relative_position_index, module.make_index())
         elif isinstance(module, SwinBlock):
-            module.lay_out(module.norm1.weight.device)
+            buffers = (module.window_order, module.image_order, module.shift_mask)
+            for buffer, value in zip(buffers, module.lay_out(), strict=True):
+                if buffer is not None and value is not None:
+                    init.copy_(buffer, value)
 
     def forward(
         self,

@@ -44,7 +44,8 @@ def make_towers() -> dict[str, torch.nn.Module]:
     state = {f"audio_model.{name}": tensor for name, tensor in peer.state_dict().items()}
     names = [f"audio_model.{name}" for name in ours.state_dict()]
     renamed = LAYOUTS["transformers"].to_ours(state, names)
-    ours.load_state_dict({name.removeprefix("audio_model."): tensor for name, tensor in renamed.items()})
+    renamed = {name.removeprefix("audio_model."): tensor for name, tensor in renamed.items()}
+    ours.load_state_dict(ours.state_dict() | renamed)
     return {"hf_clap": ours, "transformers": peer}
 
 

@@ -1,0 +1,108 @@
+"""The model card of a converted checkpoint: where its weights come from and what became of them."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils.sha import sha_fileobj
+from transformers import PreTrainedModel
+
+from .checkpoint_file import KINDS, Source
+from .checkpoint_names import LAYOUTS, StateDict
+from .feature_extraction_hf_clap import HfClapFeatureExtractor
+
+USE = {
+    "tagging": """\
+import hf_clap
+
+tagger = hf_clap.pipeline("{name}")
+print(tagger("sound.wav", ["a dog", "rain"]))
+""",
+    "captioning": """\
+import hf_clap
+
+model = hf_clap.HfClapForAudioCaptioning.from_pretrained("{name}").eval()
+processor = hf_clap.HfClapProcessor.from_pretrained("{name}")
+waveform = hf_clap.load_audio("sound.wav", processor.feature_extractor.sampling_rate)
+inputs = processor(audio=waveform, sampling_rate=processor.feature_extractor.sampling_rate)
+print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0].strip())
+""",
+}
+
+
+def checkpoint_card(
+    name: str, kind: str, source: Source, state: StateDict, model: PreTrainedModel, extractor: HfClapFeatureExtractor
+) -> str:
+    """
+    The card of a checkpoint that `convert_checkpoint` made.
+
+    Args:
+        name: of its folder.
+        kind: of the source.
+        source: of the weights.
+        state: all that was there, under their names.
+        model: what became of it.
+        extractor: its front end.
+
+    Returns:
+        str: Markdown with the Hub's metadata.
+    """
+    task = "captioning" if kind == "clapcap" else "tagging"
+    licence = KINDS[kind].licence or _licence(source)
+    data = ModelCardData(
+        license=licence,
+        library_name="hf_clap",
+        pipeline_tag="zero-shot-audio-classification" if task == "tagging" else None,
+        tags=["audio", "clap", task, f"arxiv:{KINDS[kind].paper}"],
+        base_model=source.repository if source.on_hub else None,
+    )
+    origin = f"`{source.file.name}`" + (f" of [{source.repository}](https://huggingface.co/{source.repository})"
+                                        if source.on_hub else "")  # fmt: skip
+    with source.file.open("rb") as file:
+        sha256 = sha_fileobj(file).hex()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    bank = extractor.mel_sampling_rate or extractor.sampling_rate
+    rows = {
+        "source": f"{origin}, {source.file.stat().st_size} bytes",
+        "SHA-256 of the source": f"`{sha256}`",
+        "kind": kind,
+        "paper": f"[arXiv {KINDS[kind].paper}](https://arxiv.org/abs/{KINDS[kind].paper})",
+        "licence": f"{licence or 'as the source'} (of the published weights)",
+        "parameters": f"{millions:.1f} million",
+        "audio": f"{extractor.sampling_rate} Hz, windows of {extractor.max_length_s} s, {extractor.feature_size} mel "
+        f"bins ({extractor.mel_scale}, {extractor.f_min} to {extractor.f_max} Hz, at {bank} Hz)",
+    }
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---",
+            f"# {name}\n",
+            "A CLAP (contrastive language-audio pretraining) checkpoint, converted to hf_clap without a change to its "
+            "weights.\n",
+            "| | |\n|---|---|",
+            *(f"| {title} | {value} |" for title, value in rows.items()),
+            f"\n```python\n{USE[task].format(name=name)}```\n",
+            "Weights of the source that have no place here:\n",
+            *_left_behind(kind, state),
+            "",
+        ]
+    )
+
+
+def _left_behind(kind: str, state: StateDict) -> list[str]:
+    return [
+        f"- `{names[0]}`" + (f" and {len(names) - 1} more" if names[1:] else "") + f": {reason}"
+        for reason, names in LAYOUTS[kind].left_behind_of(state).items()
+    ] or ["- none"]
+
+
+def _licence(source: Source) -> str | None:
+    """What the source's own card says, if it has one."""
+    card = Path(source.repository) / "README.md"
+    if source.on_hub:
+        try:
+            card = Path(hf_hub_download(source.repository, "README.md"))
+        except EntryNotFoundError:
+            return None
+    metadata = metadata_load(card) if card.is_file() else None
+    return (metadata or {}).get("license")

@@ -1,0 +1,173 @@
+"""The peers' files: where they are published, how they are found and read, never running code that they may hold."""
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from .checkpoint_names import StateDict
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A family of checkpoints.
+
+    Args:
+        files: the names its weights are published under; the first that is there is taken.
+        marker: a weight that no other family has.
+        key: under which the file holds the weights, if any.
+        tokenizer: Hub id of the text tower's; None where it lies with the weights.
+        max_tokens: that the peer gives its text tower at most; None where the tokenizer says.
+        licence: of the published weights; None where the source says.
+        paper: on arXiv.
+    """
+
+    files: tuple[str, ...]
+    marker: str
+    key: str | None
+    tokenizer: str | None
+    max_tokens: int | None
+    licence: str | None
+    paper: str
+
+
+KINDS: dict[str, Kind] = {
+    "msclap-2022": Kind(
+        files=("CLAP_weights_2022.pth",),
+        marker="audio_encoder.base.conv_block1.conv1.weight",
+        key="model",
+        tokenizer="google-bert/bert-base-uncased",
+        max_tokens=100,
+        licence="mit",
+        paper="2206.04769",
+    ),
+    "msclap-2023": Kind(
+        files=("CLAP_weights_2023.pth",),
+        marker="audio_encoder.base.htsat.bn0.weight",
+        key="model",
+        tokenizer="openai-community/gpt2",
+        max_tokens=77,
+        licence="mit",
+        paper="2309.05767",
+    ),
+    "clapcap": Kind(
+        files=("clapcap_weights_2023.pth",),
+        marker="clap_project.prefix_const",
+        key="model",
+        tokenizer="openai-community/gpt2",
+        max_tokens=77,
+        licence="mit",
+        paper="2309.07372",
+    ),
+    "laion": Kind(
+        files=("630k-audioset-best.pt",),
+        marker="audio_branch.bn0.weight",
+        key="state_dict",
+        tokenizer="FacebookAI/roberta-base",
+        max_tokens=77,
+        licence="cc0-1.0",
+        paper="2211.06687",
+    ),
+    "transformers": Kind(
+        files=("model.safetensors", "pytorch_model.bin"),
+        marker="audio_model.audio_encoder.batch_norm.weight",
+        key=None,
+        tokenizer=None,
+        max_tokens=None,
+        licence=None,
+        paper="2211.06687",
+    ),
+}
+
+# numpy's numbers, which LAION's training wrote beside the weights; they hold no code.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of weights, and the folder or Hub id that the rest of its checkpoint is in."""
+
+    file: Path
+    repository: str
+    on_hub: bool
+
+
+def find_checkpoint(source: str, kind: str) -> Source:
+    """
+    Find a file of weights.
+
+    Args:
+        source: the file; a folder that holds it under a published name; or a Hub id, with the file's name or without.
+        kind: one of `KINDS`.
+
+    Raises:
+        OSError: if there is none, or the download fails.
+    """
+    path, names = Path(source), KINDS[kind].files
+    if path.is_file():
+        return Source(path, str(path.parent), on_hub=False)
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                return Source(path / name, source, on_hub=False)
+        raise FileNotFoundError(f"There is no {' or '.join(names)} in {source}; name the file itself.")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/\w[\w./-]*)?", source):
+        raise FileNotFoundError(f"There is no file or folder {source}; check the path.")
+    owner, name, *rest = source.split("/", 2)
+    repository, wanted = f"{owner}/{name}", tuple(rest) or names
+    errors = []
+    for filename in wanted:
+        try:
+            return Source(Path(hf_hub_download(repository, filename)), repository, on_hub=True)
+        except (OSError, ValueError) as error:
+            errors.append(str(error).splitlines()[0])
+    raise FileNotFoundError(
+        f"{source} is no file or folder here, and the Hub gave no {' or '.join(wanted)} of {repository} "
+        f"({errors[0]}); check the name and the connection."
+    )
+
+
+def read_checkpoint(file: Path, kind: str) -> StateDict:
+    """
+    The weights of a file under their own names.
+
+    Raises:
+        ValueError: for a file that is damaged, holds code, or is of another kind.
+    """
+    loaded: Any
+    try:
+        if file.suffix == ".safetensors":
+            loaded = load_file(file)
+        else:
+            with torch.serialization.safe_globals(NUMPY_NUMBERS):
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ValueError(f"{file.name} holds code besides weights and was not read; get it elsewhere.") from error
+        raise ValueError(f"{file.name} is damaged, cut short or no checkpoint; get it anew.") from error
+    key, marker = KINDS[kind].key, KINDS[kind].marker
+    if key is not None and isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+        loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise ValueError(f"{file.name} holds something else than weights; check the file and the kind.")
+    if all(name.startswith("module.") for name in loaded):  # of training on several GPUs
+        loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    if marker not in loaded:
+        others = [name for name, other in KINDS.items() if other.marker in loaded]
+        reason = f"it looks like {others[0]}" if others else f"it has no {marker}"
+        raise ValueError(f"{file.name} is not a checkpoint of kind {kind}: {reason}; check the file and the kind.")
+    return loaded

@@ -1,0 +1,393 @@
+"""The public CLAP checkpoints -> hf_clap, strictly, and back where nothing is lost."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .checkpoint_card import checkpoint_card
+from .checkpoint_config import (
+    FUSION_FRONT_END,
+    bert_config,
+    cnn14_config,
+    from_clap_config,
+    from_clap_extractor,
+    front_end,
+    gpt2_config,
+    htsat_config,
+    mel_bank,
+    roberta_config,
+    stft_kernels,
+    to_clap_config,
+    to_clap_extractor,
+)
+from .checkpoint_file import KINDS, Source, find_checkpoint, read_checkpoint
+from .checkpoint_names import LAYOUTS, StateDict
+from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
+from .feature_extraction_hf_clap import HfClapFeatureExtractor
+from .modeling_captioning import HfClapForAudioCaptioning
+from .modeling_hf_clap import HfClapModel
+from .modeling_htsat import SwinBlock
+from .processing_hf_clap import HfClapProcessor
+
+MSCLAP_FRONT_END = {"sampling_rate": 44100, "hop_length": 320, "crop": "windows", "fill": "repeat"}
+LAION_FRONT_END = {
+    "sampling_rate": 48000,
+    "hop_length": 480,
+    "max_length_s": 10.0,
+    "crop": "windows",
+    "fill": "repeat_pad",
+    "int16_rounding": True,
+}
+
+
+def convert_checkpoint(
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    kind: str,
+    tokenizer: str | PathLike[str] | None = None,
+) -> Path:
+    """
+    Convert a peer's checkpoint to a hf_clap folder: weights, configuration, processor, model card. Every weight finds
+    its place or stands on the list of what is left behind, and the frozen front end is one that hf_clap computes;
+    otherwise it is an error and nothing is written.
+
+    Args:
+        source: a file; a folder that holds one under its published name; or a Hub id, such as `microsoft/msclap` or,
+            with the file's name, `lukewys/laion_clap/630k-audioset-fusion-best.pt`.
+        output: the folder to make.
+        kind: `msclap-2022`, `msclap-2023`, `clapcap`, `laion` or `transformers`.
+        tokenizer: folder or Hub id of the text tower's tokenizer, with its `config.json` where the tower's attention
+            heads are not 64 wide; the published one when absent.
+
+    Returns:
+        Path: `output`.
+
+    Raises:
+        ValueError: for a checkpoint that does not fit its kind, is damaged, holds code or has an unknown front end,
+            and for a tokenizer that does not fit.
+        OSError: for files that cannot be found, read or written, and downloads that fail.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"There is no kind {kind!r} of checkpoint; choose one of {', '.join(KINDS)}.")
+    output = Path(output)
+    with _new(output) as folder:
+        found = find_checkpoint(str(source), kind)
+        state = read_checkpoint(found.file, kind)
+        default = KINDS[kind].tokenizer or found.repository
+        model, processor = CONVERTERS[kind](state, found, str(tokenizer or default))
+        folder.mkdir()
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        card = checkpoint_card(output.name, kind, found, state, model, processor.feature_extractor)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return output
+
+
+@contextmanager
+def _new(output: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `output` if all goes well and leaves nothing if not."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(f"{output} exists already; remove it, or choose another name.")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"The folder of {output} does not exist; make it, or choose another.")
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        path = Path(temporary) / output.name
+        yield path
+        path.replace(output)
+
+
+Converted = tuple[PreTrainedModel, HfClapProcessor]
+
+
+def _convert_msclap_2022(state: StateDict, source: Source, tokenizer: str) -> Converted:
+    words = _load_tokenizer(tokenizer, "msclap-2022")
+    config = HfClapConfig(
+        audio_config=cnn14_config(state, "audio_encoder.base."),
+        text_config=bert_config(state, "caption_encoder.base.", _config_beside(tokenizer)),
+        text_pooling="cls",
+        projection_dim=_rows(state, "audio_encoder.projection.linear1.weight"),
+    )
+    extractor = front_end(state, "audio_encoder.base.", MSCLAP_FRONT_END | {"max_length_s": 5.0})
+    return _fill(HfClapModel(config), state, "msclap-2022"), _processor(extractor, words, config.text_config)
+
+
+def _convert_msclap_2023(state: StateDict, source: Source, tokenizer: str) -> Converted:
+    words = add_end_of_text(_load_tokenizer(tokenizer, "msclap-2023"))
+    known = _config_beside(tokenizer)
+    config = HfClapConfig(
+        audio_config=htsat_config(state, "audio_encoder.base.htsat."),
+        text_config=gpt2_config(state, "caption_encoder.base.", known, words.eos_token_id),
+        text_pooling="last",
+        projection_dim=_rows(state, "audio_encoder.projection.linear1.weight"),
+    )
+    extractor = front_end(state, "audio_encoder.base.htsat.", MSCLAP_FRONT_END | {"max_length_s": 7.0})
+    return _fill(HfClapModel(config), state, "msclap-2023"), _processor(extractor, words, config.text_config)
+
+
+def _convert_clapcap(state: StateDict, source: Source, tokenizer: str) -> Converted:
+    words = _load_tokenizer(tokenizer, "clapcap")
+    # As msclap's training wrote the end, its first token (a lone space) is where generation stops (`_generate_beam`).
+    ends = [words(" " + words.eos_token)["input_ids"][0], words.eos_token_id]
+    words = add_end_of_text(words)
+    text_config = gpt2_config(state, "gpt.transformer.", _config_beside(tokenizer), words.eos_token_id)
+    prefix_length = _rows(state, "clap_project.prefix_const")
+    config = HfClapCaptioningConfig(
+        audio_config=htsat_config(state, "clap.base.htsat."),
+        text_config=text_config,
+        projection_dim=_rows(state, "clap.projection.linear1.weight"),
+        prefix_length=prefix_length,
+        audio_length=_rows(state, "clap_project.linear.weight") // text_config.hidden_size,
+        mapper_layers=sum(name.endswith(".attn.to_queries.weight") for name in state),
+        mapper_mlp_ratio=_rows(state, "clap_project.transformer.layers.0.mlp.fc1.weight") / text_config.hidden_size,
+    )
+    if not torch.equal(state["gpt.transformer.wte.weight"], state.get("gpt.lm_head.weight", torch.empty(0))):
+        raise ValueError("gpt.lm_head.weight is not the word embedding, which GPT-2 shares with it; check the file.")
+    extractor = front_end(state, "clap.base.htsat.", MSCLAP_FRONT_END | {"max_length_s": 7.0})
+    model = _fill(HfClapForAudioCaptioning(config), state, "clapcap")
+    model.generation_config = GenerationConfig(  # the defaults of CLAPWrapper.generate_caption
+        num_beams=5,
+        max_new_tokens=67,
+        bos_token_id=words.eos_token_id,
+        eos_token_id=ends,
+        pad_token_id=words.eos_token_id,
+    )
+    return model, _processor(extractor, words, text_config)
+
+
+def _convert_laion(state: StateDict, source: Source, tokenizer: str) -> Converted:
+    words = _load_tokenizer(tokenizer, "laion")
+    config = HfClapConfig(
+        audio_config=htsat_config(state, "audio_branch."),
+        text_config=roberta_config(state, "text_branch.", _config_beside(tokenizer)),
+        text_pooling="pooler",
+        projection="mlp",
+        projection_dim=_rows(state, "audio_projection.0.weight"),
+        logit_scale_text_value=0.0,
+    )
+    extractor = front_end(state, "audio_branch.", LAION_FRONT_END)
+    if config.audio_config.fusion:  # it hears torchaudio's mel bank, which no weight holds, between the same edges
+        extractor = HfClapFeatureExtractor(**(extractor.to_dict() | FUSION_FRONT_END))
+    return _fill(HfClapModel(config), state, "laion"), _processor(extractor, words, config.text_config)
+
+
+def _convert_transformers(state: StateDict, source: Source, tokenizer: str) -> Converted:
+    theirs = ClapConfig.from_pretrained(source.repository)
+    config = from_clap_config(theirs)
+    stored = ClapFeatureExtractor.from_pretrained(source.repository)
+    extractor = from_clap_extractor(stored, config.audio_config.fusion)
+    words = _load_tokenizer(tokenizer, "transformers")
+    longest = config.text_config.max_position_embeddings - config.text_config.pad_token_id - 1
+    words.model_max_length = min(words.model_max_length, longest)
+    return _fill(HfClapModel(config), state, "transformers"), _processor(extractor, words, config.text_config)
+
+
+CONVERTERS: dict[str, Callable[[StateDict, Source, str], Converted]] = {
+    "msclap-2022": _convert_msclap_2022,
+    "msclap-2023": _convert_msclap_2023,
+    "clapcap": _convert_clapcap,
+    "laion": _convert_laion,
+    "transformers": _convert_transformers,
+}
+
+
+def _rows(state: StateDict, name: str) -> int:
+    if name not in state or state[name].ndim == 0:
+        raise ValueError(f"The checkpoint has no matrix {name}; check the file and the kind of checkpoint.")
+    return len(state[name])
+
+
+def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedModel:
+    """The model with the checkpoint's weights, each in its place and of its shape and precision."""
+    expected = model.state_dict()
+    converted = LAYOUTS[kind].to_ours(state, expected)
+    wrong = [
+        f"{LAYOUTS[kind].source_name(name)} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}"
+        for name, tensor in converted.items()
+        if tensor.shape != expected[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights have the wrong shape: {', '.join(wrong[:5])}; check the file.")
+    precisions = {tensor.dtype for tensor in converted.values() if tensor.is_floating_point()}
+    if len(precisions) == 1:
+        model.to(dtype=precisions.pop())  # type: ignore[call-arg]
+    # What the peer computes the model has computed too, and so it has the masks of files made from names and shapes:
+    # no Swin has a mask of zeros.
+    given = {name: tensor for name, tensor in converted.items() if not name.endswith(".shift_mask") or tensor.any()}
+    model.load_state_dict(expected | given)
+    return model.eval()
+
+
+def _config_beside(tokenizer: str) -> PreTrainedConfig | None:
+    """The configuration of the text tower in the tokenizer's folder or repository, if it is there."""
+    try:
+        return AutoConfig.from_pretrained(tokenizer)
+    except (OSError, ValueError):
+        return None
+
+
+def _load_tokenizer(tokenizer: str, kind: str) -> Any:
+    try:
+        words = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The tokenizer {tokenizer} cannot be had ({str(error).splitlines()[0]}); pass a folder that holds it as "
+            "tokenizer (--tokenizer)."
+        ) from error
+    words.model_max_length = KINDS[kind].max_tokens or words.model_max_length
+    words.padding_side = "right"
+    return words
+
+
+def _processor(extractor: HfClapFeatureExtractor, words: Any, text_config: PreTrainedConfig) -> HfClapProcessor:
+    if len(words) > text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(words)} tokens and the text tower {text_config.vocab_size}; pass the tokenizer "
+            "that the checkpoint was trained with."
+        )
+    return HfClapProcessor(extractor, words)
+
+
+def add_end_of_text(tokenizer: Any) -> Any:
+    """
+    A GPT-2 tokenizer that ends each text as msclap 2023 does (`CLAPWrapper.preprocess_text`, which appends
+    `" <|endoftext|>"`), also when a long text is truncated, and pads with the same token, which the mask leaves out.
+
+    Args:
+        tokenizer: of GPT-2; it is changed.
+
+    Returns:
+        `tokenizer`.
+
+    Raises:
+        ValueError: for a tokenizer without an end-of-text token.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError("The tokenizer has no end-of-text token; pass one of GPT-2's kind.")
+    ids = tokenizer(" " + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    suffix = tokenizer.convert_ids_to_tokens(ids)
+    template = " ".join(["$A", *(f"{token}:0" for token in suffix)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=list(zip(suffix, ids, strict=True))
+    )
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def convert_back(source: str | PathLike[str], output: str | PathLike[str], kind: str) -> Path:
+    """
+    Write a hf_clap checkpoint as a peer's, where nothing that makes its embeddings is lost.
+
+    Args:
+        source: folder or Hub id of the hf_clap checkpoint.
+        output: for `msclap-2022` a file, to be loaded by `msclap.CLAP(output, version="2022")`; for `transformers` a
+            folder, for `ClapModel.from_pretrained`.
+        kind: `msclap-2022` or `transformers`. The former lacks what no embedding uses, BERT's pooler and the AudioSet
+            classifier; the latter's feature extractor cannot round to 16 bits first, as LAION's own code does.
+
+    Returns:
+        Path: `output`.
+
+    Raises:
+        ValueError: for a checkpoint that the peer's code cannot express.
+        OSError: for files that cannot be read or written.
+    """
+    if kind not in BACK:
+        raise ValueError(f"There is no way back to {kind!r}; choose one of {', '.join(BACK)}.")
+    output = Path(output)
+    with _new(output) as path:
+        model = HfClapModel.from_pretrained(source)
+        BACK[kind](model, HfClapProcessor.from_pretrained(source), path)
+    return output
+
+
+def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: Path) -> None:
+    config, extractor = model.config, processor.feature_extractor
+    cnn = config.audio_config
+    _require(
+        "msclap 2022",
+        {
+            "a Cnn14": cnn.model_type == "hf_clap_cnn14"
+            and (cnn.convs_per_block, cnn.kernel_size, len(cnn.channels)) == (2, 3, 6),
+            "a BERT": config.text_config.model_type == "bert",
+            "[CLS] pooling": config.text_pooling == "cls",
+            "a residual_mlp projection": config.projection == "residual_mlp",
+            "one logit scale and no bias": model.logit_bias is None and model.logit_scale_text is None,
+            "msclap's front end": _is_front_end(extractor, MSCLAP_FRONT_END | {"max_length_s": 5.0}),
+        },
+    )
+    state = LAYOUTS["msclap-2022"].to_theirs(model.state_dict())
+    prefix = "audio_encoder.base."
+    real, imaginary = stft_kernels(extractor)
+    state[f"{prefix}spectrogram_extractor.stft.conv_real.weight"] = real
+    state[f"{prefix}spectrogram_extractor.stft.conv_imag.weight"] = imaginary
+    state[f"{prefix}logmel_extractor.melW"] = mel_bank(extractor)
+    torch.save({"model": state}, path)
+
+
+def _is_front_end(extractor: HfClapFeatureExtractor, settings: dict[str, Any]) -> bool:
+    expected = HfClapFeatureExtractor(**(settings | {"crop": extractor.crop})).to_dict()
+    return all(extractor.to_dict()[name] == value for name, value in expected.items())
+
+
+def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: Path) -> None:
+    config = model.config
+    _require(
+        "transformers' CLAP",
+        {
+            "an HTS-AT": config.audio_config.model_type == "hf_clap_htsat",
+            "a RoBERTa": config.text_config.model_type == "roberta",
+            "pooler pooling": config.text_pooling == "pooler",
+            "an mlp projection": config.projection == "mlp",
+            "no logit bias": model.logit_bias is None,
+            "the masks of shifted windows as they are computed": _has_computed_masks(model),
+        },
+    )
+    extractor = to_clap_extractor(processor.feature_extractor, config.audio_config.fusion)
+    theirs = ClapModel(to_clap_config(config))
+    theirs.to(dtype=model.dtype)  # type: ignore[call-arg]
+    state = LAYOUTS["transformers"].to_theirs(model.state_dict())
+    state.setdefault("logit_scale_t", state["logit_scale_a"])
+    frozen = {name: tensor for name, tensor in theirs.state_dict().items() if name not in state}
+    unfilled = [name for name in frozen if not LAYOUTS["transformers"].is_left_behind(name)]
+    if unfilled:
+        raise ValueError(f"transformers' CLAP has weights that hf_clap lacks: {', '.join(unfilled[:5])}.")
+    theirs.load_state_dict(state | frozen)
+    path.mkdir()
+    theirs.save_pretrained(path)
+    ClapProcessor(extractor, processor.tokenizer).save_pretrained(path)
+
+
+def _has_computed_masks(model: HfClapModel) -> bool:
+    masks = [(block.shift_mask, block.lay_out()[2]) for block in model.modules() if isinstance(block, SwinBlock)]
+    return all(
+        torch.equal(mask.float(), computed) for mask, computed in masks if mask is not None and computed is not None
+    )
+
+
+def _require(peer: str, conditions: dict[str, bool]) -> None:
+    missing = [what for what, is_met in conditions.items() if not is_met]
+    if missing:
+        raise ValueError(f"{peer} needs {', '.join(missing)}, which this checkpoint does not have.")
+
+
+BACK: dict[str, Callable[[HfClapModel, HfClapProcessor, Path], None]] = {
+    "msclap-2022": _back_to_msclap_2022,
+    "transformers": _back_to_transformers,
+}
