@@ -64,6 +64,15 @@ SMALL_TEXT = {
 }
 SMALL_AUDIO = {
     "hf_clap_cnn14": {"model_type": "hf_clap_cnn14", "channels": (8, 16), "pool_sizes": (2, 2), "hidden_size": 16},
+    "hf_clap_htsat": {
+        "model_type": "hf_clap_htsat",
+        "image_size": 128,
+        "patch_embed_dim": 4,
+        "depths": (2, 2, 1),
+        "num_attention_heads": (1, 2, 4),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+    },
     "hf_clap_patch_cnn": {
         "model_type": "hf_clap_patch_cnn",
         "stem_channels": 8,

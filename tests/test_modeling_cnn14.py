@@ -1,24 +1,9 @@
-import numpy as np
 import pytest
 import torch
 
-from golden import cnn14_weights, state_dict_of
-from hf_clap import HfClapCnn14Config, HfClapCnn14Model, HfClapFeatureExtractor
+from hf_clap import HfClapCnn14Config, HfClapCnn14Model
 
 CNN10 = {"channels": (64, 128, 256, 512), "pool_sizes": (2, 2, 2, 2), "hidden_size": 512}
-
-
-def test_pooled_features_are_msclaps(shared, golden_fill):
-    expected = np.load(shared / "golden" / "msclap_2022.npz")["pooled"]
-    state = state_dict_of(shared / "golden" / "msclap_2022_keys.json", golden_fill)
-    tower = HfClapCnn14Model(HfClapCnn14Config()).eval()
-    tower.load_state_dict(cnn14_weights(state))
-    waveforms = [golden_fill.waveform(5, 44100, seed) for seed in (0, 1, 2)]
-    features = HfClapFeatureExtractor()(waveforms, sampling_rate=44100)["input_features"]
-    with torch.inference_mode():
-        pooled = tower(features).pooler_output.numpy()
-    error = np.abs(pooled - expected).max(axis=1) / np.abs(expected).max(axis=1)
-    assert error.max() < 1e-4
 
 
 @pytest.mark.parametrize(

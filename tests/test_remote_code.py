@@ -45,15 +45,18 @@ def pushed(tmp_path_factory, tiny_model, processor):
 
 def test_every_file_of_the_model_travels(pushed):
     assert {file.name for file in pushed.glob("*.py")} == {
+        "attention.py",
         "configuration_hf_clap.py",
         "feature_extraction_hf_clap.py",
         "losses.py",
         "modeling_audio_tower.py",
         "modeling_cnn14.py",
         "modeling_hf_clap.py",
+        "modeling_htsat.py",
         "modeling_patch_cnn.py",
         "processing_hf_clap.py",
         "projections.py",
+        "waveform.py",
     }
 
 
