@@ -1,4 +1,4 @@
-"""The golden checkpoints: state dicts with the peers' names, their frozen front ends, and tokenizers to go with them."""
+"""The golden checkpoints: state dicts with the peers' names, their frozen front ends, and tokenizers for them."""
 
 import json
 
@@ -15,7 +15,10 @@ def state_dict_of(keys_file, golden_fill, mel_bank=None):
     what the peer computes (torchlibrosa 0.1.0, `stft.py`), and so are the buffers that a converter may look at.
     """
     shapes = json.loads(keys_file.read_text())
-    shapes = {name: shape["shape"] if isinstance(shape, dict) else shape for name, shape in shapes.get("keys", shapes).items()}
+    shapes = {
+        name: shape["shape"] if isinstance(shape, dict) else shape
+        for name, shape in shapes.get("keys", shapes).items()
+    }
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name, tensor in state.items():
         if mel_bank is not None and name.endswith("logmel_extractor.melW"):
@@ -35,7 +38,9 @@ def stft_kernel(n_fft, part):
 
 def small_state(golden):
     """The weights inside a `*_small.npz`."""
-    return {name.removeprefix("sd/"): torch.from_numpy(golden[name]) for name in golden.files if name.startswith("sd/")}
+    return {
+        name.removeprefix("sd/"): torch.from_numpy(golden[name]) for name in golden.files if name.startswith("sd/")
+    }
 
 
 def save_bert_tokenizer(folder, **config):

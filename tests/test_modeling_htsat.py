@@ -1,4 +1,4 @@
-"""HTS-AT against transformers' own, and what no other tower has: fusion. Common behaviour: test_modeling_hf_clap.py."""
+"""HTS-AT against transformers' own, and fusion. What all towers share is in test_modeling_hf_clap.py."""
 
 import pytest
 import torch

@@ -241,7 +241,7 @@ def to_clap_extractor(ours: HfClapFeatureExtractor, fusion: bool) -> ClapFeature
         padding=next(name for name, fill in CLAP_FILLS.items() if fill == ours.fill),
     )
     again = from_clap_extractor(theirs, fusion).to_dict() | {"int16_rounding": ours.int16_rounding, "crop": ours.crop}
-    lost = sorted(name for name, value in ours.to_dict().items() if again.get(name) != value)
+    lost = sorted(name for name, value in again.items() if getattr(ours, name, value) != value)
     if lost:
         raise ValueError(f"transformers' CLAP cannot express {', '.join(lost)} of the feature extractor.")
     return theirs

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .checkpoint_names import StateDict
@@ -23,7 +22,6 @@ class Kind:
     Args:
         files: the names its weights are published under; the first that is there is taken.
         marker: a weight that no other family has.
-        key: under which the file holds the weights, if any.
         tokenizer: Hub id of the text tower's; None where it lies with the weights.
         max_tokens: that the peer gives its text tower at most; None where the tokenizer says.
         licence: of the published weights; None where the source says.
@@ -32,7 +30,6 @@ class Kind:
 
     files: tuple[str, ...]
     marker: str
-    key: str | None
     tokenizer: str | None
     max_tokens: int | None
     licence: str | None
@@ -43,7 +40,6 @@ KINDS: dict[str, Kind] = {
     "msclap-2022": Kind(
         files=("CLAP_weights_2022.pth",),
         marker="audio_encoder.base.conv_block1.conv1.weight",
-        key="model",
         tokenizer="google-bert/bert-base-uncased",
         max_tokens=100,
         licence="mit",
@@ -52,7 +48,6 @@ KINDS: dict[str, Kind] = {
     "msclap-2023": Kind(
         files=("CLAP_weights_2023.pth",),
         marker="audio_encoder.base.htsat.bn0.weight",
-        key="model",
         tokenizer="openai-community/gpt2",
         max_tokens=77,
         licence="mit",
@@ -61,7 +56,6 @@ KINDS: dict[str, Kind] = {
     "clapcap": Kind(
         files=("clapcap_weights_2023.pth",),
         marker="clap_project.prefix_const",
-        key="model",
         tokenizer="openai-community/gpt2",
         max_tokens=77,
         licence="mit",
@@ -70,7 +64,6 @@ KINDS: dict[str, Kind] = {
     "laion": Kind(
         files=("630k-audioset-best.pt",),
         marker="audio_branch.bn0.weight",
-        key="state_dict",
         tokenizer="FacebookAI/roberta-base",
         max_tokens=77,
         licence="cc0-1.0",
@@ -79,13 +72,15 @@ KINDS: dict[str, Kind] = {
     "transformers": Kind(
         files=("model.safetensors", "pytorch_model.bin"),
         marker="audio_model.audio_encoder.batch_norm.weight",
-        key=None,
         tokenizer=None,
         max_tokens=None,
         licence=None,
         paper="2211.06687",
     ),
 }
+
+# Under these msclap's files and LAION's hold the weights, besides what their training kept.
+WEIGHTS_KEYS = ("model", "state_dict")
 
 # numpy's numbers, which LAION's training wrote beside the weights; they hold no code.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
@@ -155,17 +150,20 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
         else:
             with torch.serialization.safe_globals(NUMPY_NUMBERS):
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # an unpickler may raise anything at bytes that it does not know
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise ValueError(f"{file.name} holds code besides weights and was not read; get it elsewhere.") from error
         raise ValueError(f"{file.name} is damaged, cut short or no checkpoint; get it anew.") from error
-    key, marker = KINDS[kind].key, KINDS[kind].marker
-    if key is not None and isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-        loaded = loaded[key]
+    for key in WEIGHTS_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ValueError(f"{file.name} holds something else than weights; check the file and the kind.")
     if all(name.startswith("module.") for name in loaded):  # of training on several GPUs
         loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    marker = KINDS[kind].marker
     if marker not in loaded:
         others = [name for name, other in KINDS.items() if other.marker in loaded]
         reason = f"it looks like {others[0]}" if others else f"it has no {marker}"

@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch.nn import functional as F
-from transformers import AutoConfig
+from transformers import AutoConfig, BatchFeature
 
 from .audio import iter_audio
-from .configuration_hf_clap import HfClapConfig
+from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
 from .waveform import AudioError, is_batch, iter_windows
@@ -77,7 +77,7 @@ class HfClapPipeline:
             audio: a path, URL, bytes, file object, array (with `sampling_rate`), `{"array", "sampling_rate"}` or
                 `datasets` audio; or a list of them; or an iterator of them, for which an iterator comes back. An array
                 with two axes is one clip, channels first. What is longer than the model's window is heard in
-                consecutive windows, whose embeddings are averaged.
+                consecutive windows, whose embeddings are averaged; LAION's fusion models hear it as a whole.
             candidate_labels: the labels, as a list or separated by commas.
             hypothesis_template (`str` or `list[str]`): sentence with `{}` for the label, or several, whose embeddings
                 are averaged; `"this is a sound of {}"` when absent.
@@ -181,13 +181,13 @@ class HfClapPipeline:
     ) -> Iterator[Any]:
         """Read windows, embed them in batches across inputs, score every clip when its last window has come."""
         clips: deque[_Clip] = deque()
-        batch: list[tuple[_Clip, torch.Tensor]] = []
+        batch: list[tuple[_Clip, BatchFeature]] = []
         for source in inputs:
             clip = _Clip()
             clips.append(clip)
             try:
-                for waveform in self._read(clip, source, sampling_rate, window, hop):
-                    batch.append((clip, waveform))
+                for features in self._read(clip, source, sampling_rate, window, hop):
+                    batch.append((clip, features))
                     if len(batch) == self.batch_size:
                         self._embed(batch, merge=window is None)
             except (AudioError, OSError) as error:
@@ -204,23 +204,27 @@ class HfClapPipeline:
 
     def _read(
         self, clip: _Clip, source: Any, sampling_rate: int | None, window: int | None, hop: int | None
-    ) -> Iterator[torch.Tensor]:
-        """The windows of one input, each noted in its clip."""
-        longest = self.processor.feature_extractor.max_samples
+    ) -> Iterator[BatchFeature]:
+        """Features of the windows of one input, each noted in its clip."""
+        extractor = self.processor.feature_extractor
         blocks = map(torch.from_numpy, iter_audio(source, self.sampling_rate, sampling_rate))
-        for start, waveform in iter_windows(blocks, window or longest, hop or longest):
+        fusion = window is None and extractor.crop == "fusion"
+        if fusion:  # the model hears a clip as a whole; its waveform is in memory until its features are made
+            windows: Iterable[tuple[int, torch.Tensor]] = [(0, torch.cat(list(blocks)))]
+        else:
+            windows = iter_windows(blocks, window or extractor.max_samples, hop or extractor.max_samples)
+        for start, waveform in windows:
             end = start + len(waveform)
             clip.spans.append((start / self.sampling_rate, end / self.sampling_rate))
             clip.pending += 1
-            yield waveform
+            yield extractor(waveform, self.sampling_rate, crop="fusion" if fusion else "start")
 
     @torch.inference_mode()
-    def _embed(self, batch: list[tuple[_Clip, torch.Tensor]], merge: bool) -> None:
+    def _embed(self, batch: list[tuple[_Clip, BatchFeature]], merge: bool) -> None:
         """Embed a batch of windows and hand the embeddings to their clips; empties the batch."""
-        features = self.processor.feature_extractor(
-            [waveform for _, waveform in batch], self.sampling_rate, crop="start"
-        )
-        embeds = self.model.encode_audio(**features.to(self.model.device)).float().cpu()
+        names = list(batch[0][1])
+        features = {name: torch.cat([window[name] for _, window in batch]).to(self.model.device) for name in names}
+        embeds = self.model.encode_audio(**features).float().cpu()
         for (clip, _), embed in zip(batch, embeds, strict=True):
             clip.pending -= 1
             if merge and clip.embeds:
@@ -361,9 +365,11 @@ def _check_checkpoint(source: str, revision: str) -> None:
             "name and the network."
         ) from error
     if not isinstance(config, HfClapConfig):
-        raise ValueError(
-            f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; choose a model of type hf_clap."
-        )
+        advice = {
+            "clap": "run `hf-clap convert SOURCE OUT --from transformers` and choose OUT",
+            HfClapCaptioningConfig.model_type: "captions come from HfClapForAudioCaptioning",
+        }.get(config.model_type, "choose a model of type hf_clap")
+        raise ValueError(f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; {advice}.")
 
 
 def _load_model(source: str, revision: str, dtype: Any) -> HfClapModel:

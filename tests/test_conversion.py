@@ -1,0 +1,755 @@
+"""Peers' checkpoints -> hf_clap and back: golden numbers of msclap, parity with transformers, and what is refused."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    pipeline,
+)
+
+import hf_clap
+from conftest import noise, tone
+from golden import (
+    save_bert_tokenizer,
+    save_gpt2_tokenizer,
+    save_roberta_tokenizer,
+    small_state,
+    state_dict_of,
+)
+from hf_clap import HfClapForAudioCaptioning, HfClapModel, HfClapProcessor, convert_back, convert_checkpoint
+from hf_clap.checkpoint_names import LAYOUTS, fuse_qkv, split_qkv
+from hf_clap.cli import main
+from loopback_hub import loopback_hub
+
+SMALL_TOKENIZERS = {
+    "msclap-2022": (save_bert_tokenizer, {"hidden_size": 32, "num_attention_heads": 4}),
+    "msclap-2023": (save_gpt2_tokenizer, {"n_embd": 32, "n_head": 4}),
+}
+
+
+def from_disk(folder):
+    model = HfClapModel.from_pretrained(folder).eval()
+    return model, HfClapProcessor.from_pretrained(folder)
+
+
+def worst(ours, expected):
+    return np.abs(np.asarray(ours) - np.asarray(expected)).max()
+
+
+# --- msclap
+
+
+@pytest.fixture(scope="module", params=["2022", "2023"])
+def small(request, shared, tmp_path_factory):
+    """(golden numbers, kind, source file, tokenizer, converted folder) of msclap's own classes at reduced size."""
+    kind, folder = f"msclap-{request.param}", tmp_path_factory.mktemp("small")
+    golden = np.load(shared / "golden" / f"msclap_{request.param}_small.npz")
+    torch.save({"model": small_state(golden)}, folder / "weights.pth")
+    save_tokenizer, config = SMALL_TOKENIZERS[kind]
+    tokenizer = save_tokenizer(folder / "tokenizer", **config)
+    call = ["convert", str(folder / "weights.pth"), str(folder / "out"), "--from", kind, "--tokenizer", str(tokenizer)]
+    assert main(call) == 0
+    return golden, kind, folder / "weights.pth", tokenizer, folder / "out"
+
+
+def test_small_models_are_msclaps(small):
+    golden, kind, _, _, folder = small
+    model, processor = from_disk(folder)
+    extractor = processor.feature_extractor
+    texts = {name[5:]: torch.from_numpy(golden[name]) for name in golden.files if name.startswith("text/")}
+    lengths = {"3s": "short_3s", "11s": "long_11s"}
+    with torch.inference_mode():
+        audio = extractor(golden["wave"], sampling_rate=44100, crop="start")
+        tower = model.audio_model(audio["input_features"])
+        output = model(**audio, **texts)
+        assert worst(tower.pooler_output, golden["audio_features"]) < 1e-4
+        assert worst(model.audio_projection(tower), golden["audio_embed"]) < 1e-4
+        assert worst(model.text_projection(output.text_model_output), golden["text_embed"]) < 1e-4
+        assert worst(output.logits_per_audio, golden["similarity"]) < 1e-4
+        for seconds, name in lengths.items():
+            clip = torch.from_numpy(np.tile(golden["wave"], 3)[: int(seconds[:-1]) * 44100])
+            features = extractor.log_mel(clip)[None, None]  # neither filled nor cut
+            if (kind, seconds) == ("msclap-2023", "11s"):
+                with pytest.raises(ValueError, match="at most 1024 frames"):
+                    model.audio_model(features)
+            else:
+                embed = model.audio_projection(model.audio_model(features))
+                assert worst(embed, golden[f"audio_embed_{name}"]) < 1e-4, name
+
+
+@pytest.mark.parametrize("year", ["2022", "2023"])
+def test_full_size_models_are_msclaps(year, shared, golden_fill, tmp_path, capsys):
+    kind = f"msclap-{year}"
+    golden = np.load(shared / "golden" / f"msclap_{year}.npz")
+    state = state_dict_of(shared / "golden" / f"msclap_{year}_keys.json", golden_fill, golden["melW"])
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    tokenizer = SMALL_TOKENIZERS[kind][0](tmp_path / "tokenizer")
+    main(
+        [
+            "convert",
+            str(tmp_path / "weights.pth"),
+            str(tmp_path / "out"),
+            "--from",
+            kind,
+            "--tokenizer",
+            str(tokenizer),
+        ]
+    )
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    model, processor = from_disk(tmp_path / "out")
+    seconds = {"2022": 5, "2023": 7}[year]
+    waveforms = [golden_fill.waveform(seconds, 44100, seed) for seed in (0, 1, 2)]
+    texts = {name: torch.from_numpy(golden[name]).long() for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        audio = processor(audio=waveforms, sampling_rate=44100)
+        output = model(**audio, **texts)
+    log_mel = audio["input_features"][0].numpy()
+    assert log_mel.shape == golden["logmel"].shape
+    # In dB. msclap's float32 convolution itself is up to 3e-4 dB off the exact transform in a few bins far below the
+    # peak, so that nothing but the same convolution comes nearer there.
+    assert np.allclose(log_mel, golden["logmel"], rtol=2e-5, atol=1e-5)
+    assert (np.abs(log_mel - golden["logmel"]) < 1e-4).mean() > 0.997
+    assert worst(output.audio_model_output.pooler_output, golden["pooled"]) < 1e-4
+    assert worst(output.audio_embeds, golden["audio_embeds"]) < 1e-4
+    assert worst(output.text_embeds, golden["text_embeds"]) < 1e-4
+    assert worst(output.logits_per_audio, golden["logits"]) < 1e-4
+
+
+# --- LAION
+
+
+HF_RENAMES = (  # of transformers' own conversion script, convert_clap_original_pytorch_to_hf.py, in its own order
+    ("text_branch", "text_model"),
+    ("audio_branch", "audio_model.audio_encoder"),
+    ("attn", "attention.self"),
+    ("self.proj", "output.dense"),
+    ("mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "output.dense"),
+    ("norm1", "layernorm_before"),
+    ("norm2", "layernorm_after"),
+    ("bn0", "batch_norm"),
+)
+
+
+def laion_as_transformers(state):
+    """A LAION state dict under transformers' names, the way its authors renamed it."""
+    renamed = {}
+    for name, tensor in state.items():
+        if re.search(r"attn_mask|relative_position_index|_transform|tscam|head\.|spectrogram|logmel", name):
+            continue
+        name = re.sub(r"_projection\.(\d)\.", lambda match: f"_projection.linear{int(match[1]) // 2 + 1}.", name)
+        for theirs, ours in HF_RENAMES:
+            name = name.replace(theirs, ours)
+        if ".qkv." in name:
+            for role, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                renamed[name.replace("qkv", role)] = piece
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+@pytest.fixture(scope="module", params=["unfused", "fused"])
+def laion(request, shared, golden_fill, tmp_path_factory):
+    """(whether fused, their state dict, converted folder) of a full-size LAION checkpoint with seeded weights."""
+    fused, folder = request.param == "fused", tmp_path_factory.mktemp("laion")
+    keys = shared / "golden" / ("laion_fusion_keys.json" if fused else "laion_keys.json")
+    bank = np.load(shared / "golden" / "laion_frontend.npz")["melW"]
+    state = state_dict_of(keys, golden_fill, bank)
+    published = {f"module.{name}": tensor for name, tensor in state.items()}
+    published["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
+    # beside the weights lies what LAION's training kept, numpy's numbers among it
+    torch.save({"epoch": np.int64(15), "loss": np.float64(0.5), "name": "x", "state_dict": published}, folder / "w.pt")
+    tokenizer = save_roberta_tokenizer(folder / "tokenizer")
+    convert_checkpoint(folder / "w.pt", folder / "out", "laion", tokenizer)
+    (folder / "w.pt").unlink()
+    return fused, state, folder / "out"
+
+
+def test_laion_embeds_as_transformers(laion):
+    fused, state, folder = laion
+    model, processor = from_disk(folder)
+    config = ClapConfig(
+        text_config={"layer_norm_eps": 1e-5},  # roberta-base's, which LAION uses
+        audio_config={"enable_fusion": fused, "fusion_type": "aff_2d" if fused else None},
+    )
+    peer = ClapModel(config).eval()
+    missing, unexpected = peer.load_state_dict(laion_as_transformers(state), strict=False)
+    assert not unexpected
+    assert all(re.search(r"position_ids|token_type_ids|relative_position_index", name) for name in missing)
+    clips = [tone(4.0, 48000), noise(25.0, 48000)]
+    audio = processor(audio=clips, sampling_rate=48000, crop="fusion" if fused else "center")
+    ids = torch.randint(4, 50_000, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    texts = {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask}
+    assert audio["input_features"].shape == (2, 4 if fused else 1, 1001, 64)
+    with torch.inference_mode():
+        ours, expected = model(**audio, **texts), peer(**audio, **texts)
+    assert worst(ours.audio_embeds, expected.audio_embeds) < 1e-4
+    assert worst(ours.text_embeds, expected.text_embeds) < 1e-4
+    assert worst(ours.logits_per_audio, expected.logits_per_audio) < 1e-4
+    assert worst(ours.logits_per_text, expected.logits_per_text) < 1e-4
+
+
+def test_laion_front_ends_are_laions(laion, shared):
+    fused, _, folder = laion
+    extractor = HfClapProcessor.from_pretrained(folder).feature_extractor
+    golden = np.load(shared / "golden" / "laion_frontend.npz")
+    assert extractor.int16_rounding
+    log_mel = extractor(golden["wave"], sampling_rate=48000)["input_features"][0, 0].numpy()
+    if not fused:
+        assert worst_above(-80, log_mel, golden["logmel_unfused_int16"]) < 1e-2
+    extractor.int16_rounding = False
+    log_mel = extractor(golden["wave"], sampling_rate=48000)["input_features"][0, 0].numpy()
+    assert log_mel.shape == (1001, 64)
+    assert worst_above(-80, log_mel, golden["logmel_fusion" if fused else "logmel_unfused"]) < 1e-2
+    # trap: five seconds at 44.1 kHz are two repeats, not one and silence
+    halves = extractor(noise(5.0, 44100), sampling_rate=44100)["input_features"][0, 0]
+    assert torch.allclose(halves[10:490], halves[510:990], atol=0.05)
+
+
+def worst_above(floor, ours, expected):
+    return np.abs(ours - expected)[expected > floor].max()
+
+
+def test_every_key_of_laion_has_a_place_or_a_reason(laion):
+    fused, state, folder = laion
+    stored = load_file(folder / "model.safetensors")
+    layout = LAYOUTS["laion"]
+    mapped = set(layout.to_theirs(stored))
+    left = {name for names in layout.left_behind_of(state).values() for name in names}
+    assert mapped | left == set(state)
+    assert not mapped & left
+    # nothing learned is left behind but the AudioSet classifier and LAION's second loss
+    learned = {name for name in left if not re.search(r"stft|melW|relative_position_index", name)}
+    assert all(re.search(r"tscam_conv|head|_transform", name) for name in learned)
+    assert any("fusion_model" in name for name in mapped) == fused
+    back = layout.to_theirs(stored)
+    learned = [name for name in mapped if not name.endswith(("attn_mask", "num_batches_tracked"))]
+    assert all(torch.equal(back[name], state[name]) for name in learned)
+
+
+def test_laion_text_is_cut_at_77_tokens(laion):
+    _, _, folder = laion
+    _, processor = from_disk(folder)
+    assert processor(text=["a" * 300])["input_ids"].shape == (1, 77)
+
+
+# --- transformers
+
+
+@pytest.fixture(scope="module", params=["unfused", "fused"])
+def clap(request, tmp_path_factory):
+    """(model, folder as transformers saves it, converted folder) of a small random `ClapModel`."""
+    fused, folder = request.param == "fused", tmp_path_factory.mktemp("clap")
+    torch.manual_seed(0)
+    text = {"vocab_size": 110, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = ClapConfig(
+        text_config=text | {"intermediate_size": 40, "max_position_embeddings": 60},
+        audio_config={
+            "patch_embeds_hidden_size": 16,
+            "hidden_size": 128,
+            "num_attention_heads": [2, 2, 4, 8],
+            "depths": [2, 2, 2, 2],
+            "enable_fusion": fused,
+        },
+        projection_dim=24,
+    )
+    peer = ClapModel(config).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    peer.logit_scale_a.data.fill_(2.0)
+    peer.logit_scale_t.data.fill_(3.0)
+    truncation = "fusion" if fused else "rand_trunc"
+    extractor = ClapFeatureExtractor(frequency_min=50, truncation=truncation)
+    tokenizer_folder = save_roberta_tokenizer(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    peer.save_pretrained(folder / "theirs")
+    ClapProcessor(extractor, tokenizer).save_pretrained(folder / "theirs")
+    assert main(["convert", str(folder / "theirs"), str(folder / "ours"), "--from", "transformers"]) == 0
+    return peer, folder / "theirs", folder / "ours"
+
+
+def test_transformers_clap_embeds_the_same(clap):
+    peer, theirs, folder = clap
+    model, processor = from_disk(folder)
+    texts = processor(text=["a dog", "rain on a roof", "x" * 80])
+    assert texts["input_ids"].shape == (3, 58)  # RoBERTa's positions begin at 2
+    audio = ClapFeatureExtractor.from_pretrained(theirs)(
+        [noise(3.0, 48000), noise(11.0, 48000)], sampling_rate=48000, return_tensors="pt"
+    )
+    if not peer.config.audio_config.enable_fusion:
+        audio = {"input_features": audio["input_features"]}  # is_longer means nothing there
+    with torch.inference_mode():
+        ours, expected = model(**audio, **texts), peer(**audio, **texts)
+    for name in ("audio_embeds", "text_embeds", "logits_per_audio", "logits_per_text"):
+        assert worst(ours[name], expected[name]) < 1e-4, name
+    # and from the same sound, shorter than a window, where transformers draws no dice
+    with torch.inference_mode():
+        heard = model.encode_audio(**processor(audio=noise(3.0, 48000), sampling_rate=48000))
+        waveform = noise(3.0, 48000)
+        features = ClapFeatureExtractor.from_pretrained(theirs)(waveform, sampling_rate=48000, return_tensors="pt")
+        features["is_longer"] = torch.tensor([[False]])
+        expected = torch.nn.functional.normalize(peer.get_audio_features(**features).pooler_output, dim=-1)
+    assert worst(heard, expected) < 1e-4
+
+
+def test_transformers_there_and_back_is_identical(clap, tmp_path):
+    peer, theirs, folder = clap
+    assert main(["convert", str(folder), str(tmp_path / "back"), "--to", "transformers"]) == 0
+    back = ClapModel.from_pretrained(tmp_path / "back")
+    expected = peer.state_dict()
+    assert back.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in back.state_dict().items())
+    waveform = noise(3.0, 48000)
+    inputs = {"text": ["a dog"], "audio": waveform, "sampling_rate": 48000, "return_tensors": "pt"}
+    one, other = (ClapProcessor.from_pretrained(source)(**inputs) for source in (theirs, tmp_path / "back"))
+    assert all(torch.equal(one[name], other[name]) for name in ("input_ids", "input_features"))
+    # and once more to ours: the same file
+    convert_checkpoint(tmp_path / "back", tmp_path / "again", "transformers")
+    first, second = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- msclap and back
+
+
+def test_msclap_2022_there_and_back_is_identical(small, tmp_path):
+    _, kind, source, tokenizer, folder = small
+    if kind != "msclap-2022":
+        with pytest.raises(ValueError, match="needs a Cnn14, a BERT, \\[CLS\\] pooling"):
+            convert_back(folder, tmp_path / "back.pth", "msclap-2022")
+        assert not list(tmp_path.iterdir())
+        return
+    assert main(["convert", str(folder), str(tmp_path / "back.pth"), "--to", "msclap-2022"]) == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    expected = torch.load(source, weights_only=True)["model"]
+    missing = set(expected) - set(back)
+    assert all(re.search(r"pooler|fc_audioset|position_ids", name) for name in missing)
+    assert not set(back) - set(expected)
+    for name, tensor in back.items():
+        if re.search(r"stft|melW", name):  # computed, not stored
+            assert torch.allclose(tensor, expected[name], atol=1e-5), name
+        else:
+            assert torch.equal(tensor, expected[name]), name
+    convert_checkpoint(tmp_path / "back.pth", tmp_path / "again", kind, tokenizer)
+    first, second = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_way_back_for_what_a_peer_cannot_express(tmp_path):
+    with pytest.raises(ValueError, match="msclap 2022 needs a Cnn14,"):
+        convert_back(hf_clap.TINY, tmp_path / "tiny.pth", "msclap-2022")
+    with pytest.raises(ValueError, match="transformers' CLAP needs an HTS-AT, a RoBERTa"):
+        convert_back(hf_clap.TINY, tmp_path / "tiny", "transformers")
+    with pytest.raises(ValueError, match="no way back to 'laion'; choose one of msclap-2022, transformers"):
+        convert_back(hf_clap.TINY, tmp_path / "tiny", "laion")
+    assert not list(tmp_path.iterdir())
+
+
+# --- clapcap
+
+
+@pytest.fixture(scope="module")
+def clapcap(shared, tmp_path_factory):
+    """(source state dict, source file, tokenizer, converted folder): msclap's small audio side, mapper and GPT-2."""
+    folder = tmp_path_factory.mktemp("clapcap")
+    golden = np.load(shared / "golden" / "msclap_2023_small.npz")
+    audio = {
+        name.replace("audio_encoder.", "clap."): tensor
+        for name, tensor in small_state(golden).items()
+        if name.startswith("audio_encoder.")
+    }
+    torch.manual_seed(0)
+    hidden, layers = 32, 2
+    gpt2 = GPT2Config(vocab_size=200, n_embd=hidden, n_layer=2, n_head=4)
+    words = GPT2LMHeadModel(gpt2).state_dict()
+    shapes = {"linear.weight": (5 * hidden, 24), "linear.bias": (5 * hidden,), "prefix_const": (7, hidden)}
+    for layer in range(layers):
+        place = f"transformer.layers.{layer}"
+        shapes |= {f"{place}.norm{index}.{kind}": (hidden,) for index in (1, 2) for kind in ("weight", "bias")}
+        shapes |= {
+            f"{place}.attn.to_queries.weight": (hidden, hidden),
+            f"{place}.attn.to_keys_values.weight": (2 * hidden, hidden),
+            f"{place}.attn.project.weight": (hidden, hidden),
+            f"{place}.attn.project.bias": (hidden,),
+            f"{place}.mlp.fc1.weight": (2 * hidden, hidden),
+            f"{place}.mlp.fc1.bias": (2 * hidden,),
+            f"{place}.mlp.fc2.weight": (hidden, 2 * hidden),
+            f"{place}.mlp.fc2.bias": (hidden,),
+        }
+    state = audio | {f"gpt.{name}": tensor * 10 for name, tensor in words.items()}
+    state |= {f"clap_project.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    state["gpt.transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)  # of old versions of transformers
+    torch.save({"model": state}, folder / "weights.pth")
+    tokenizer = save_gpt2_tokenizer(folder / "tokenizer", n_embd=hidden, n_head=4)
+    convert_checkpoint(folder / "weights.pth", folder / "out", "clapcap", tokenizer)
+    return state, folder / "weights.pth", tokenizer, folder / "out"
+
+
+def test_clapcap_says_what_msclap_would(clapcap, shared):
+    state, _, _, folder = clapcap
+    golden = np.load(shared / "golden" / "msclap_2023_small.npz")
+    model = HfClapForAudioCaptioning.from_pretrained(folder).eval()
+    processor = HfClapProcessor.from_pretrained(folder)
+    config = model.config
+    assert (config.prefix_length, config.audio_length, config.mapper_layers) == (7, 5, 2)
+    assert (config.mapper_mlp_ratio, config.text_config.n_head) == (2.0, 4)
+    inputs = processor(audio=[golden["wave"], tone(2.0, 44100)], sampling_rate=44100)
+    with torch.inference_mode():
+        _, embeds = model._embed_audio(inputs["input_features"], None, inputs["windows_per_clip"], None)
+    expected = golden["audio_embed"] / np.linalg.norm(golden["audio_embed"])
+    assert worst(embeds[:1], expected) < 1e-4
+    layers = model.mapper.layers
+    name = "clap_project.transformer.layers.1.attn"
+    assert torch.equal(layers[1].attention.query.weight, state[f"{name}.to_queries.weight"])
+    assert torch.equal(layers[1].attention.key_value.weight, state[f"{name}.to_keys_values.weight"])
+    assert torch.equal(model.mapper.prefix_const, state["clap_project.prefix_const"])
+    defaults = model.generation_config
+    assert (defaults.num_beams, defaults.max_new_tokens) == (5, 67)
+    space, end = processor.tokenizer.convert_tokens_to_ids(["Ġ", "<|endoftext|>"])
+    assert defaults.eos_token_id == [space, end]  # msclap stops at the first token of " <|endoftext|>"
+    said = model.generate(**inputs)
+    assert said.shape[0] == 2
+    assert torch.equal(said, model.generate(**inputs))
+    assert all(isinstance(text, str) for text in processor.batch_decode(said, skip_special_tokens=True))
+
+
+def test_a_language_model_whose_ends_differ_is_refused(clapcap, tmp_path):
+    state, _, tokenizer, _ = clapcap
+    torch.save({"model": state | {"gpt.lm_head.weight": state["gpt.lm_head.weight"] + 1}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"lm_head\.weight is not the word embedding"):
+        convert_checkpoint(tmp_path / "w.pth", tmp_path / "out", "clapcap", tokenizer)
+
+
+# --- what comes out
+
+
+def test_the_folder_is_complete_and_every_pipeline_agrees(small, tmp_path):
+    _, kind, _, _, folder = small
+    clips = [noise(3.0, 44100), tone(25.0, 44100)]  # shorter than a window, and several
+    labels = ["a dog", "rain on a tin roof", "beep!"]
+    ours = hf_clap.pipeline(folder, device="cpu")(clips, labels, hypothesis_template="{}", sampling_rate=44100)
+    stock = pipeline("zero-shot-audio-classification", model=str(folder), device="cpu")
+    for clip, expected in zip(clips, ours, strict=True):
+        scored = {row["label"]: row["score"] for row in stock(clip, candidate_labels=labels, hypothesis_template="{}")}
+        assert {row["label"]: pytest.approx(row["score"], abs=1e-5) for row in expected} == scored
+    assert isinstance(AutoModel.from_pretrained(folder), HfClapModel)
+    assert isinstance(AutoProcessor.from_pretrained(folder), HfClapProcessor)
+    card = (folder / "README.md").read_text()
+    assert "license: mit" in card
+    assert f"| kind | {kind} |" in card
+    assert re.search(r"SHA-256 of the source \| `[0-9a-f]{64}`", card)
+    assert "frozen mel filter bank" in card
+    assert str(folder.parent) not in card
+
+
+def test_fused_models_hear_long_clips_whole(clap):
+    _, _, folder = clap
+    tagger = hf_clap.pipeline(folder, device="cpu")
+    stock = pipeline("zero-shot-audio-classification", model=str(folder), device="cpu")
+    labels = ["a dog", "rain", "beep"]
+    clips = [noise(3.0, 48000), noise(25.0, 48000, seed=1), tone(11.0, 48000)]
+    together = tagger(clips, labels, hypothesis_template="{}", sampling_rate=48000)
+    for clip, expected in zip(clips, together, strict=True):
+        rows = stock(clip, candidate_labels=labels, hypothesis_template="{}")
+        scored = {row["label"]: row["score"] for row in rows}
+        assert {row["label"]: pytest.approx(row["score"], abs=1e-5) for row in expected} == scored
+    windows = tagger(clips[1], labels, sampling_rate=48000, return_timestamps=True, window_s=10.0, top_k=1)
+    assert [row["timestamp"] for row in windows] == [(0.0, 10.0), (10.0, 20.0), (15.0, 25.0)]
+
+
+def test_gpt2_texts_end_as_msclaps(small):
+    _, kind, _, _, folder = small
+    processor = HfClapProcessor.from_pretrained(folder)
+    if kind == "msclap-2022":
+        assert processor(text="x " * 300)["input_ids"].shape == (1, 100)
+        assert processor(text="ab")["input_ids"].tolist() == [[2, 5, 32, 3]]  # [CLS] a ##b [SEP]
+        return
+    end, space = processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "Ġ"])
+    bang = processor.tokenizer.convert_tokens_to_ids("!")
+    inputs = processor(text=["ab", "a!!", "a" * 300])
+    # as msclap tokenizes "ab <|endoftext|>"; `!` is a token like any other; what is too long keeps its end
+    assert inputs["input_ids"][0, 2:4].tolist() == [space, end]
+    assert inputs["input_ids"][1, 1:5].tolist() == [bang, bang, space, end]
+    assert inputs["input_ids"].shape == (3, 77)
+    assert inputs["input_ids"][2, -2:].tolist() == [space, end]
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [4, 5, 77]
+    assert processor.tokenizer(["ab"])["input_ids"] == [inputs["input_ids"][0, :4].tolist()]  # the tokenizer by itself
+
+
+# --- what is refused
+
+
+def changed(name, change):
+    """Change one weight; `{audio}` stands for the audio tower's prefix."""
+    return lambda state, audio: state | {name.format(audio=audio): change(state[name.format(audio=audio)])}
+
+
+def without(name):
+    return lambda state, audio: {other: t for other, t in state.items() if other != name.format(audio=audio)}
+
+
+def renamed(old, new):
+    return lambda state, _: {name.replace(old, new): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed("linear1", "linear3"), "no matrix audio_encoder.projection.linear1.weight"),
+        (renamed("layer_norm.bias", "layer_norm.bais"), "2 weights are missing .* and 2 weights are unknown"),
+        (without("logit_scale"), r"1 weights are missing \(logit_scale\)"),
+        (without("{audio}bn0.running_var"), r"1 weights are missing \(audio_encoder.*bn0.running_var\)"),
+        (lambda state, _: state | {"spare.weight": torch.ones(2)}, r"1 weights are unknown \(spare.weight\)"),
+        (changed("caption_encoder.projection.linear2.weight", lambda t: t[:-1]), r"linear2.weight is \(23, 24\)"),
+        (changed("caption_encoder.projection.linear1.weight", lambda t: t.T), r"linear1.weight is \(32, 24\) and not"),
+        (changed("{audio}bn0.weight", lambda t: t[0]), "bn0.weight has the shape"),
+        (changed("{audio}logmel_extractor.melW", lambda t: t * 1.001), "filter bank is none that hf_clap knows"),
+        (changed("{audio}logmel_extractor.melW", lambda t: t.flip(1)), "filter bank is none that hf_clap knows"),
+        (without("{audio}logmel_extractor.melW"), "has no audio_encoder.*melW"),
+        (changed("{audio}spectrogram_extractor.stft.conv_real.weight", lambda t: t * 0.5), "periodic Hann window"),
+        (lambda state, _: {"weights": [1, 2, 3]}, "holds something else than weights"),
+        (lambda state, _: {"a": torch.ones(2)}, "is not a checkpoint of kind msclap-202.: it has no audio_encoder"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_and_leaves_nothing(small, tmp_path, capsys, change, message):
+    _, kind, source, tokenizer, _ = small
+    audio = {"msclap-2022": "audio_encoder.base.", "msclap-2023": "audio_encoder.base.htsat."}[kind]
+    state = torch.load(source, weights_only=True)["model"]
+    torch.save({"model": change(state, audio)}, tmp_path / "weights.pth")
+    call = ["convert", str(tmp_path / "weights.pth"), str(tmp_path / "out"), "--from", kind]
+    assert main([*call, "--tokenizer", str(tokenizer)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.search(message, output.err), output.err
+    assert output.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
+class Trojan:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def broken_files(state, folder):
+    torch.save({"model": state, "extra": Trojan(folder / "marker")}, folder / "trojan.pth")
+    trojan = {"model": Trojan(folder / "marker")}
+    torch.save(trojan, folder / "old trojan.pth", _use_new_zipfile_serialization=False)
+    (folder / "bare trojan.pth").write_bytes(pickle.dumps(trojan, protocol=2))
+    torch.save({"model": state}, folder / "whole.pth")
+    whole = (folder / "whole.pth").read_bytes()
+    (folder / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut late.pth").write_bytes(whole[:-100])
+    (folder / "empty.pth").write_bytes(b"")
+    (folder / "text.pth").write_text("this is no checkpoint")
+    save_file({"a": torch.ones(1000)}, folder / "whole.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trojan.pth", "holds code besides weights"),
+        ("old trojan.pth", "holds code besides weights"),
+        ("bare trojan.pth", "holds code besides weights"),
+        ("cut.pth", "is damaged, cut short or no checkpoint"),
+        ("cut late.pth", "is damaged, cut short or no checkpoint"),
+        ("empty.pth", "is damaged, cut short or no checkpoint"),
+        ("text.pth", "is damaged, cut short or no checkpoint"),
+        ("cut.safetensors", "is damaged, cut short or no checkpoint"),
+        ("whole.safetensors", "is not a checkpoint of kind"),
+    ],
+)
+def test_broken_files_are_refused_and_no_code_runs(small, tmp_path, name, message):
+    _, kind, source, tokenizer, _ = small
+    broken_files(torch.load(source, weights_only=True)["model"], tmp_path)
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(tmp_path / name, tmp_path / "out", kind, tokenizer)
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_wrong_kind_is_told_the_right_one(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    with pytest.raises(ValueError, match=f"not a checkpoint of kind laion: it looks like {kind}"):
+        convert_checkpoint(source, tmp_path / "out", "laion", tokenizer)
+    with pytest.raises(
+        ValueError, match="no kind 'msclap' of checkpoint; choose one of msclap-2022, msclap-2023, clapcap"
+    ):
+        convert_checkpoint(source, tmp_path / "out", "msclap", tokenizer)
+
+
+def test_what_is_there_is_never_overwritten(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="exists already; remove it, or choose another name"):
+        convert_checkpoint(source, tmp_path / "out", kind, tokenizer)
+    with pytest.raises(FileNotFoundError, match="does not exist; make it, or choose another"):
+        convert_checkpoint(source, tmp_path / "no" / "where", kind, tokenizer)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+    (tmp_path / "empty").mkdir()
+    convert_checkpoint(source, tmp_path / "empty", kind, tokenizer)
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_tokenizers_that_do_not_fit_are_refused(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    with pytest.raises(OSError, match=r"tokenizer .*nowhere cannot be had .*--tokenizer"):
+        convert_checkpoint(source, tmp_path / "out", kind, tmp_path / "nowhere")
+    headless = SMALL_TOKENIZERS[kind][0](tmp_path / "headless")
+    with pytest.raises(ValueError, match="width 32 may have any number of attention heads"):
+        convert_checkpoint(source, tmp_path / "out", kind, headless)
+    if kind == "msclap-2022":
+        AutoTokenizer.from_pretrained(hf_clap.TINY).save_pretrained(tmp_path / "big")
+        (tmp_path / "big" / "config.json").write_bytes((tokenizer / "config.json").read_bytes())
+        with pytest.raises(ValueError, match="tokenizer has 30522 tokens and the text tower 200"):
+            convert_checkpoint(source, tmp_path / "out", kind, tmp_path / "big")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"audio_config": {"enable_fusion": True, "fusion_type": "channel_map"}}, "fusion_type='channel_map'"),
+        ({"audio_config": {"patch_stride": [2, 2]}}, r"patch_stride=\[2, 2\]"),
+        ({"audio_config": {"hidden_act": "relu"}}, "hidden_act='relu'"),
+        ({"projection_hidden_act": "gelu"}, "projection_hidden_act='gelu'"),
+    ],
+)
+def test_settings_of_transformers_without_counterpart_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"{message} has no counterpart in hf_clap"):
+        hf_clap.checkpoint_config.from_clap_config(ClapConfig(**settings))
+
+
+def test_front_ends_of_transformers_without_counterpart_are_refused():
+    convert = hf_clap.checkpoint_config.from_clap_extractor
+    with pytest.raises(ValueError, match="truncation='fusion' has no counterpart"):
+        convert(ClapFeatureExtractor(), fusion=False)
+    with pytest.raises(ValueError, match="top_db=80 has no counterpart"):
+        convert(ClapFeatureExtractor(top_db=80), fusion=True)
+    with pytest.raises(ValueError, match="padding='mirror' of the feature extractor is none of repeatpad"):
+        convert(ClapFeatureExtractor(padding="mirror"), fusion=True)
+    ours = hf_clap.HfClapFeatureExtractor(mel_sampling_rate=32000)
+    with pytest.raises(ValueError, match="cannot express mel_sampling_rate"):
+        hf_clap.checkpoint_config.to_clap_extractor(ours, fusion=False)
+
+
+# --- parts
+
+
+def test_query_key_and_value_are_split_and_fused():
+    state = {"a.attn.qkv.weight": torch.arange(12.0).view(6, 2), "a.attn.qkv.bias": torch.arange(6.0)}
+    state["b"] = torch.ones(1)
+    split = split_qkv(state)
+    assert split["a.attn.key.weight"].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert split["a.attn.value.bias"].tolist() == [4.0, 5.0]
+    assert len(split) == 7
+    again = fuse_qkv(split)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_a_stored_mask_counts_and_an_empty_one_does_not(small, tmp_path):
+    """The peers load the masks of shifted windows from the file, and so a file's own are kept."""
+    _, kind, source, tokenizer, folder = small
+    if kind == "msclap-2022":
+        pytest.skip("Cnn14 has no windows")
+    name = "audio_encoder.base.htsat.layers.0.blocks.1.attn_mask"
+    state = torch.load(source, weights_only=True)["model"]
+    mask = from_disk(folder)[0].audio_model.stages[0].blocks[1].shift_mask
+    assert torch.equal(mask, state[name])
+    torch.save({"model": state | {name: torch.zeros_like(mask)}}, tmp_path / "w.pth")
+    convert_checkpoint(tmp_path / "w.pth", tmp_path / "out", kind, tokenizer)
+    block = from_disk(tmp_path / "out")[0].audio_model.stages[0].blocks[1]
+    assert torch.equal(block.shift_mask, block.lay_out()[2])
+    assert (block.shift_mask - state[name]).abs().max() < 1  # the same, but for what the golden file adds
+
+
+def test_half_precision_stays(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    state = torch.load(source, weights_only=True)["model"]
+    frozen = re.compile(r"stft|melW|num_batches|index")
+    half = {name: tensor if frozen.search(name) else tensor.half() for name, tensor in state.items()}
+    torch.save({"model": half}, tmp_path / "w.pth")
+    convert_checkpoint(tmp_path / "w.pth", tmp_path / "out", kind, tokenizer)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for name, tensor in stored.items() if "num_batches" not in name} == {torch.float16}
+    assert torch.equal(stored["logit_scale"], half["logit_scale"])
+
+
+# --- from the Hub
+
+
+HUB_PROGRAM = """
+import sys, hf_clap
+source, output, kind, tokenizer = sys.argv[1:]
+hf_clap.convert_checkpoint(source, output, kind, tokenizer or None)
+"""
+
+
+def convert_from_hub(url, home, *arguments):
+    """In a process of its own, because huggingface_hub reads its settings as it is imported."""
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", HUB_PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_published_files_come_from_the_hub_by_name(small, tmp_path):
+    _, kind, source, tokenizer, folder = small
+    year = kind.removeprefix("msclap-")
+    published = tmp_path / "hub" / "microsoft" / "msclap" / f"CLAP_weights_{year}.pth"
+    published.parent.mkdir(parents=True)
+    published.write_bytes(source.read_bytes())
+    with loopback_hub(tmp_path / "hub") as (url, requests):
+        finished = convert_from_hub(url, tmp_path / "home", "microsoft/msclap", tmp_path / "out", kind, tokenizer)
+        assert finished.returncode == 0, finished.stderr
+        assert ("GET", f"/microsoft/msclap/resolve/main/CLAP_weights_{year}.pth") in requests
+        arguments = (f"microsoft/msclap/CLAP_weights_{year}.pth", tmp_path / "named", kind, tokenizer)
+        assert convert_from_hub(url, tmp_path / "home", *arguments).returncode == 0
+        missing = convert_from_hub(url, tmp_path / "home", "someone/else", tmp_path / "none", kind, tokenizer)
+    assert "someone/else is no file or folder here, and the Hub gave no CLAP_weights" in missing.stderr
+    assert not (tmp_path / "none").exists()
+    expected = load_file(folder / "model.safetensors")
+    for place in ("out", "named"):
+        stored = load_file(tmp_path / place / "model.safetensors")
+        assert all(torch.equal(stored[name], expected[name]) for name in expected)
+    assert "base_model: microsoft/msclap" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_whole_repository_comes_from_the_hub(clap, tmp_path):
+    _, theirs, folder = clap
+    published = tmp_path / "hub" / "someone" / "clap"
+    published.parent.mkdir(parents=True)
+    published.symlink_to(theirs)
+    with loopback_hub(tmp_path / "hub") as (url, _):
+        finished = convert_from_hub(url, tmp_path / "home", "someone/clap", tmp_path / "out", "transformers", "")
+    assert finished.returncode == 0, finished.stderr
+    stored, expected = (load_file(place / "model.safetensors") for place in (tmp_path / "out", folder))
+    assert all(torch.equal(stored[name], expected[name]) for name in expected)
+    one, other = (HfClapProcessor.from_pretrained(place)(text="a dog") for place in (tmp_path / "out", folder))
+    assert torch.equal(one["input_ids"], other["input_ids"])
