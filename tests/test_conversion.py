@@ -295,8 +295,6 @@ def test_transformers_clap_embeds_the_same(clap):
     audio = ClapFeatureExtractor.from_pretrained(theirs)(
         [noise(3.0, 48000), noise(11.0, 48000)], sampling_rate=48000, return_tensors="pt"
     )
-    if not peer.config.audio_config.enable_fusion:
-        audio = {"input_features": audio["input_features"]}  # is_longer means nothing there
     with torch.inference_mode():
         ours, expected = model(**audio, **texts), peer(**audio, **texts)
     for name in ("audio_embeds", "text_embeds", "logits_per_audio", "logits_per_text"):
@@ -598,7 +596,7 @@ def test_the_wrong_kind_is_told_the_right_one(small, tmp_path):
     with pytest.raises(ValueError, match=f"not a checkpoint of kind laion: it looks like {kind}"):
         convert_checkpoint(source, tmp_path / "out", "laion", tokenizer)
     with pytest.raises(
-        ValueError, match="no kind 'msclap' of checkpoint; choose one of msclap-2022, msclap-2023, clapcap"
+        ValueError, match="no kind 'msclap' of checkpoint; choose one of msclap-2022,"
     ):
         convert_checkpoint(source, tmp_path / "out", "msclap", tokenizer)
 

@@ -155,7 +155,6 @@ def test_fusion_trains_with_one_long_clip(small_fusion):
     [
         (1, 257, None, "at most 256 frames and got 257"),
         (4, 200, [True, False], "4 channels do not fit a model without fusion"),
-        (1, 200, [True, False], "1 channels do not fit a model without fusion"),
     ],
 )
 def test_impossible_input_is_refused(small, channels, frames, is_longer, message):

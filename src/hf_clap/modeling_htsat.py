@@ -281,8 +281,8 @@ class HfClapHtsatModel(HfClapAudioTower):
             input_features: `(batch, 1, frames, mels)`, or for fused models also `(batch, 4, frames, mels)`: the whole
                 clip shrunk to a window, then its three windows. At most `config.max_frames` (1024) frames.
             input_features_mask: not supported, because the published weights know full windows only.
-            is_longer: `(batch,)` or `(batch, 1)`, with four channels: which clips are longer than a window, so that
-                their windows count too.
+            is_longer: `(batch,)` or `(batch, 1)`: which clips are longer than a window, so that their windows count
+                too. It means nothing with one channel.
 
         Returns:
             BaseModelOutputWithPooling: `last_hidden_state` `(batch, steps, hidden)`, where the 32 steps share the
@@ -313,7 +313,7 @@ class HfClapHtsatModel(HfClapAudioTower):
                 f"HTS-AT takes at most {self.config.max_frames} frames and got {frames}; cut the clip in windows, as "
                 'the feature extractor does with crop="windows".'
             )
-        if channels == 1 and (is_longer is None or self.config.fusion):
+        if channels == 1:
             return None  # nothing to fuse: each clip is a window
         if not (self.config.fusion and channels == FUSION_CHANNELS):
             raise ValueError(
