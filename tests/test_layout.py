@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "attention": set(),
     "modeling_audio_tower": set(),
     "modeling_cnn14": {"configuration_hf_clap", "modeling_audio_tower"},
-    "modeling_htsat": {"attention", "configuration_hf_clap", "modeling_audio_tower"},
+    "linear": set(),
+    "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_patch_cnn": {"configuration_hf_clap", "modeling_audio_tower"},
     "modeling_hf_clap": {
         "configuration_hf_clap",
@@ -66,6 +67,7 @@ MAY_IMPORT = {
 }
 TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
     "attention",
+    "linear",
     "losses",
     "projections",
     "waveform",

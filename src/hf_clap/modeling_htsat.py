@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapHtsatConfig
+from .linear import Linear
 from .modeling_audio_tower import HfClapAudioTower
 
 # What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
@@ -75,10 +76,10 @@ class WindowAttention(HeadsAttention):
     def __init__(self, config: HfClapHtsatConfig, dim: int, num_heads: int, window_size: int):
         super().__init__(config, dim // num_heads)
         self.window_size = window_size
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.output = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key = Linear(dim, dim)
+        self.value = Linear(dim, dim)
+        self.output = Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", self.make_index(), persistent=False)
 
@@ -147,8 +148,8 @@ class SwinBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attention = WindowAttention(config, dim, config.num_attention_heads[stage], self.window_size)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.linear1 = nn.Linear(dim, int(dim * config.mlp_ratio))
-        self.linear2 = nn.Linear(int(dim * config.mlp_ratio), dim)
+        self.linear1 = Linear(dim, int(dim * config.mlp_ratio))
+        self.linear2 = Linear(int(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
         window_order, image_order, shift_mask = self.lay_out()
@@ -194,7 +195,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim) -> (batch, patches / 4, 2 * dim)"""
