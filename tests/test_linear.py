@@ -1,8 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clap.linear import HAS_ONEDNN, Linear, _can_use_onednn
+from hf_clap.linear import HAS_ONEDNN, Linear, _is_plain_inference
 
 
 @pytest.fixture
@@ -37,14 +40,54 @@ def test_strided_input_is_read_right(layers):
 
 def test_where_onednn_may_be_used(layers):
     hidden, weight = torch.randn(3, 96), layers[0].weight
-    assert not _can_use_onednn(hidden, weight)  # gradients are wanted
+    assert not _is_plain_inference(hidden, weight)  # gradients are wanted
     with torch.no_grad():
-        assert _can_use_onednn(hidden, weight) == HAS_ONEDNN
-        assert not _can_use_onednn(hidden.half(), weight.half())
-        assert not _can_use_onednn(hidden.to("meta"), weight.to("meta"))
+        assert _is_plain_inference(hidden, weight)
+        assert not _is_plain_inference(hidden.half(), nn.Parameter(weight.half()))
+        assert not _is_plain_inference(hidden.to("meta"), nn.Parameter(weight.to("meta")))
         with torch.autocast("cpu", torch.bfloat16):
-            assert not _can_use_onednn(hidden, weight)
+            assert not _is_plain_inference(hidden, weight)
             assert layers[0](hidden).dtype == torch.bfloat16
+
+
+def test_there_is_an_onednn_here():
+    """Of PyTorch's builds for x86; without it the benchmark's figures do not hold, and nothing else changes."""
+    assert torch.backends.mkldnn.is_available() == HAS_ONEDNN
+
+
+def test_forward_mode_gradients_are_not_lost(layers):
+    hidden, tangent = torch.randn(3, 96), torch.randn(3, 96)
+    expected = tangent @ layers[0].weight.T
+    with torch.no_grad():
+        _, derivative = torch.func.jvp(layers[0], (hidden,), (tangent,))
+        assert torch.allclose(derivative, expected, atol=1e-5)
+        with forward_ad.dual_level():
+            output = layers[0](forward_ad.make_dual(hidden, tangent))
+            assert torch.allclose(forward_ad.unpack_dual(output).tangent, expected, atol=1e-5)
+
+
+def test_counters_of_operations_see_it(layers):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layers[0](torch.randn(3, 96))
+    assert counter.get_total_flops() == 2 * 3 * 96 * 384
+
+
+class Doubled(torch.Tensor):
+    """A weight that says itself how it is applied, as those of quantization libraries do."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        result = super().__torch_function__(function, types, arguments, options or {})
+        return 2 * result if function is F.linear else result
+
+
+def test_weights_with_a_will_of_their_own_are_obeyed(layers):
+    ours, theirs = layers
+    ours.bias = theirs.bias = None
+    ours.weight = nn.Parameter(ours.weight.detach().as_subclass(Doubled), requires_grad=False)
+    hidden = torch.randn(3, 96)
+    with torch.no_grad():
+        assert torch.allclose(ours(hidden).as_subclass(torch.Tensor), 2 * theirs(hidden), atol=1e-5)
 
 
 def test_gradients_are_those_of_nn_linear(layers):

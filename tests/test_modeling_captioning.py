@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,47 @@ def test_beams_find_a_likelier_caption_than_greed(model, features):
     assert (beams > greedy + 1e-3).any()
 
 
+def msclaps_beams(model, prefix, beams, tokens, stop):
+    """
+    The best caption by `CLAPWrapper._generate_beam` of msclap 1.3.4, for one clip: beams that have stopped stay among
+    the others with the score they had, and all are ranked by their mean log-likelihood.
+    """
+    embed = model.get_input_embeddings()
+    said = torch.zeros(1, 0, dtype=torch.long)
+    scores, lengths, stopped = torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+    for _ in range(tokens):
+        hidden = torch.cat([prefix.expand(len(said), -1, -1), embed(said)], dim=1)
+        log_likelihood = model.decoder(inputs_embeds=hidden).logits[:, -1].log_softmax(dim=-1)
+        log_likelihood[stopped] = -torch.inf
+        log_likelihood[stopped, 0] = 0.0
+        lengths = lengths + (~stopped)
+        means = (scores[:, None] + log_likelihood) / lengths[:, None]
+        best, index = means.flatten().topk(beams)
+        source, token = index // means.shape[1], index % means.shape[1]
+        said = torch.cat([said[source], token[:, None]], dim=1)
+        lengths, stopped = lengths[source], stopped[source] | (token == stop)
+        scores = best * lengths
+        if stopped.all():
+            break
+    best = int((scores / lengths).argmax())
+    return said[best, : int(lengths[best])].tolist()
+
+
+@pytest.mark.parametrize(("beams", "least"), [(2, 36), (5, 36)])
+def test_beams_say_mostly_what_msclaps_do(model, beams, least):
+    """The searches differ in how they rank finished beams against others, and so do a few captions of 40."""
+    prefixes = torch.randn(40, 5, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 5, dtype=torch.long)
+    options = {"num_beams": beams, "max_new_tokens": 12, "eos_token_id": 7, "pad_token_id": 0, "do_sample": False}
+    same = 0
+    with torch.inference_mode():
+        for prefix in prefixes:
+            said = model.decoder.generate(inputs_embeds=prefix[None], attention_mask=mask, **options)[0].tolist()
+            same += said == msclaps_beams(model, prefix[None], beams, 12, stop=7)
+    print(f"{same} of 40 captions are msclap's")
+    assert same >= least
+
+
 def test_sampling_is_repeatable_by_seed(model, features):
     def sample(seed):
         torch.manual_seed(seed)
@@ -135,6 +178,33 @@ def test_the_models_own_defaults_are_used_and_kept(tmp_path, model, features):
     assert torch.equal(loaded.generate(features), greedy_by_hand(model, features, 3))
     assert loaded.generate(features, max_new_tokens=5).shape == (4, 5)
     assert loaded.generation_config.max_new_tokens == 3
+
+
+def test_transformers_ways_of_calling_work(model, features):
+    """As Seq2SeqTrainer and other callers of `generate` and `forward` do."""
+    expected = model.generate(features, max_new_tokens=4, eos_token_id=None)
+    ids = torch.zeros(4, 3, dtype=torch.long)
+    batch = {"input_features": features, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    same = model.generate(**batch, generation_config=None, max_new_tokens=4, eos_token_id=None)
+    assert torch.equal(same, expected)
+    config = GenerationConfig(max_new_tokens=4)
+    with_scores = model.generate(features, config, return_dict_in_generate=True, output_scores=True)
+    assert len(with_scores.scores) == with_scores.sequences.shape[1]
+    loss, logits = model(**batch, return_dict=False)
+    assert torch.equal(logits, model(**batch).logits)
+    assert torch.equal(loss, model(**batch).loss)
+
+
+def test_the_vocabulary_can_grow(model):
+    larger = copy.deepcopy(model)
+    larger.resize_token_embeddings(53)
+    assert larger.decoder.lm_head.weight is larger.decoder.transformer.wte.weight
+    assert larger.decoder.lm_head.weight.shape == (53, 16)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="3 heads do not divide the language model's width of 16"):
+        HfClapCaptioningConfig(text_config=SMALL_DECODER, mapper_heads=3)
 
 
 def test_windows_of_a_clip_make_one_caption(model, features):

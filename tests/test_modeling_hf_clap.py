@@ -165,6 +165,20 @@ def test_torch_export_gives_the_same_audio_embeddings(tower):
         )
 
 
+def test_a_replica_without_parameters_runs(small_config, small_inputs):
+    """`DataParallel`, which Trainer takes on several GPUs, makes parameters plain attributes of its replicas."""
+    model = small_model(small_config)
+    with torch.inference_mode():
+        expected = model(**small_inputs)
+        replica = copy.deepcopy(model)
+        for module in replica.modules():
+            for name in list(module._parameters):
+                parameter = module._parameters.pop(name)
+                module.__dict__[name] = None if parameter is None else parameter.data
+        assert not list(replica.parameters())
+        assert_same_outputs(replica(**small_inputs), expected, tolerance=1e-5)
+
+
 # --- parts
 
 

@@ -144,6 +144,14 @@ def test_whether_a_clip_is_longer_is_its_own_affair(small_fusion):
     assert same == [True, False, True, False]
 
 
+def test_fusion_is_one_graph(small_fusion):
+    features = fused_features([1.0, 5.0])
+    exported = torch.export.export(small_fusion, (), dict(features)).module()
+    with torch.inference_mode():
+        expected = small_fusion(**features).pooler_output
+        assert torch.allclose(exported(**features)["pooler_output"], expected, atol=1e-6)
+
+
 def test_fusion_trains_with_one_long_clip(small_fusion):
     small_fusion.train()
     small_fusion(**fused_features([1.0, 5.0])).pooler_output.sum().backward()

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel
+from yaml import YAMLError
 
 from .checkpoint_file import KINDS, Source
 from .checkpoint_names import LAYOUTS, StateDict
@@ -49,7 +49,7 @@ def checkpoint_card(
         str: Markdown with the Hub's metadata.
     """
     task = "captioning" if kind == "clapcap" else "tagging"
-    licence = KINDS[kind].licence or _licence(source)
+    licence = _licence(kind, source)
     data = ModelCardData(
         license=licence,
         library_name="hf_clap",
@@ -68,7 +68,7 @@ def checkpoint_card(
         "SHA-256 of the source": f"`{sha256}`",
         "kind": kind,
         "paper": f"[arXiv {KINDS[kind].paper}](https://arxiv.org/abs/{KINDS[kind].paper})",
-        "licence": f"{licence or 'as the source'} (of the published weights)",
+        "licence": licence or f"unknown; that of the published weights is {KINDS[kind].licence or 'theirs to say'}",
         "parameters": f"{millions:.1f} million",
         "audio": f"{extractor.sampling_rate} Hz, windows of {extractor.max_length_s} s, {extractor.feature_size} mel "
         f"bins ({extractor.mel_scale}, {extractor.f_min} to {extractor.f_max} Hz, at {bank} Hz)",
@@ -91,18 +91,21 @@ def checkpoint_card(
 
 def _left_behind(kind: str, state: StateDict) -> list[str]:
     return [
-        f"- `{names[0]}`" + (f" and {len(names) - 1} more" if names[1:] else "") + f": {reason}"
+        f"- {reason}: {', '.join(f'`{name}`' for name in names)}"
         for reason, names in LAYOUTS[kind].left_behind_of(state).items()
     ] or ["- none"]
 
 
-def _licence(source: Source) -> str | None:
-    """What the source's own card says, if it has one."""
+def _licence(kind: str, source: Source) -> str | None:
+    """That of the published weights, for files that are those by their name, or what the source's own card says."""
+    published = KINDS[kind]
+    if published.repository is not None:
+        is_published = source.file.name in published.files or source.repository == published.repository
+        return published.licence if is_published else None
     card = Path(source.repository) / "README.md"
-    if source.on_hub:
-        try:
+    try:
+        if source.on_hub:
             card = Path(hf_hub_download(source.repository, "README.md"))
-        except EntryNotFoundError:
-            return None
-    metadata = metadata_load(card) if card.is_file() else None
-    return (metadata or {}).get("license")
+        return (metadata_load(card) or {}).get("license")
+    except (OSError, ValueError, YAMLError):  # no card, or one that says nothing: then neither does ours
+        return None

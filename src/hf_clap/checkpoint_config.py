@@ -19,7 +19,8 @@ from .checkpoint_names import StateDict
 from .configuration_hf_clap import HfClapCnn14Config, HfClapConfig, HfClapHtsatConfig
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 
-HEAD_DIM = 64  # of BERT, GPT-2 and RoBERTa in all published sizes; no tensor shows it
+# Attention heads of bert-base, gpt2 and roberta-base, by width; no tensor shows them.
+PUBLISHED_HEADS = {768: 12}
 
 # Mel filter banks are looked for among these: rates and edges in Hz, scale and norm. The published checkpoints have
 # 50 to 14000 Hz, Slaney, at 44.1 kHz (msclap 2022), 32 kHz (msclap 2023) and 48 kHz (LAION).
@@ -27,6 +28,9 @@ BANK_RATES = (44100, 32000, 48000, 16000)
 BANK_F_MIN = (50, 0, 20)
 BANK_F_MAX = (14000, 8000, 16000)
 BANK_SCALES = (("slaney", "slaney"), ("htk", None))
+
+# Of the largest value: what half precision leaves of a front end. Other banks are a hundred times as far.
+FRONT_END_TOLERANCE = 1e-3
 
 # Of LAION's fusion models and transformers' `truncation="fusion"`: torchaudio's bank, librosa's otherwise.
 FUSION_FRONT_END = {"mel_scale": "htk", "mel_norm": None, "crop": "fusion"}
@@ -54,8 +58,8 @@ def htsat_config(state: StateDict, prefix: str) -> HfClapHtsatConfig:
     patch_size = _size(state, f"{prefix}patch_embed.proj.weight", 2)
     window_size = (math.isqrt(_size(state, tables[0], 0)) + 1) // 2
     image_size = 4 * mels  # as in all published ones
-    if (mask := state.get(f"{prefix}layers.0.blocks.1.attn_mask")) is not None:
-        image_size = math.isqrt(len(mask)) * window_size * patch_size
+    if (mask := f"{prefix}layers.0.blocks.1.attn_mask") in state:
+        image_size = math.isqrt(_size(state, mask, 0)) * window_size * patch_size
     fusion = f"{prefix}patch_embed.mel_conv2d.weight" in state
     inner = _size(state, f"{prefix}patch_embed.fusion_model.local_att.0.weight", 0) if fusion else dim // 4
     return HfClapHtsatConfig(
@@ -76,13 +80,18 @@ def htsat_config(state: StateDict, prefix: str) -> HfClapHtsatConfig:
 
 
 def bert_config(state: StateDict, prefix: str, known: PreTrainedConfig | None) -> BertConfig:
-    """Configuration of a BERT; `known` is one that came with its tokenizer, for the number of heads."""
-    return BertConfig(**_encoder_sizes(state, prefix, known))
+    """Configuration of a BERT, with what no tensor shows from `known`, one that came with its tokenizer."""
+    return BertConfig(**_hidden_settings(known, "bert") | _encoder_sizes(state, prefix, known))
 
 
 def roberta_config(state: StateDict, prefix: str, known: PreTrainedConfig | None) -> RobertaConfig:
-    """Configuration of a RoBERTa; `known` is one that came with its tokenizer, for the number of heads."""
-    return RobertaConfig(**_encoder_sizes(state, prefix, known), layer_norm_eps=1e-5)  # roberta-base's
+    """Configuration of a RoBERTa, with what no tensor shows from `known`, one that came with its tokenizer."""
+    settings = {"layer_norm_eps": 1e-5} | _hidden_settings(known, "roberta")  # roberta-base's
+    return RobertaConfig(**settings | _encoder_sizes(state, prefix, known))
+
+
+def _hidden_settings(known: PreTrainedConfig | None, model_type: str) -> dict[str, Any]:
+    return known.to_dict() if known is not None and known.model_type == model_type else {}
 
 
 def _encoder_sizes(state: StateDict, prefix: str, known: PreTrainedConfig | None) -> dict[str, Any]:
@@ -101,25 +110,26 @@ def _encoder_sizes(state: StateDict, prefix: str, known: PreTrainedConfig | None
 
 
 def gpt2_config(state: StateDict, prefix: str, known: PreTrainedConfig | None, end_of_text: int) -> GPT2Config:
-    """Configuration of a GPT-2; `known` is one that came with its tokenizer, for the number of heads."""
+    """Configuration of a GPT-2, with what no tensor shows from `known`, one that came with its tokenizer."""
     vocab_size, hidden_size = (_size(state, f"{prefix}wte.weight", axis) for axis in (0, 1))
-    return GPT2Config(
-        vocab_size=vocab_size,
-        n_embd=hidden_size,
-        n_layer=_count(state, rf"{re.escape(prefix)}h\.(\d+)\.ln_1\.weight"),
-        n_head=_heads(hidden_size, known),
-        n_inner=_size(state, f"{prefix}h.0.mlp.c_fc.weight", 1),
-        n_positions=_size(state, f"{prefix}wpe.weight", 0),
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-    )
+    sizes = {
+        "vocab_size": vocab_size,
+        "n_embd": hidden_size,
+        "n_layer": _count(state, rf"{re.escape(prefix)}h\.(\d+)\.ln_1\.weight"),
+        "n_head": _heads(hidden_size, known),
+        "n_inner": _size(state, f"{prefix}h.0.mlp.c_fc.weight", 1),
+        "n_positions": _size(state, f"{prefix}wpe.weight", 0),
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+    }
+    return GPT2Config(**_hidden_settings(known, "gpt2") | sizes)
 
 
 def _heads(hidden_size: int, known: PreTrainedConfig | None) -> int:
     if known is not None and getattr(known, "hidden_size", None) == hidden_size:
         return known.num_attention_heads
-    if hidden_size % HEAD_DIM == 0:
-        return hidden_size // HEAD_DIM
+    if hidden_size in PUBLISHED_HEADS:
+        return PUBLISHED_HEADS[hidden_size]
     raise ValueError(
         f"A text tower of width {hidden_size} may have any number of attention heads, and no weight shows it; put its "
         "config.json into the tokenizer's folder and pass that as tokenizer."
@@ -214,6 +224,7 @@ def to_clap_config(ours: HfClapConfig) -> ClapConfig:
             "patch_stride": [audio.patch_size] * 2,
             "hidden_size": audio.hidden_size,
             "num_hidden_layers": len(audio.depths),
+            "layer_norm_eps": audio.layer_norm_eps,
             "fusion_type": "aff_2d" if audio.fusion else None,
         },
         text_config={name: getattr(text, name) for name in ROBERTA_FIELDS},
@@ -235,8 +246,10 @@ def from_clap_extractor(theirs: ClapFeatureExtractor, fusion: bool) -> HfClapFea
 def to_clap_extractor(ours: HfClapFeatureExtractor, fusion: bool) -> ClapFeatureExtractor:
     """Our feature extractor as transformers', which has no rounding to 16 bits."""
     fields = {name: getattr(ours, own) for own, name in EXTRACTOR_FIELDS.items()}
+    if ours.max_length_s != int(ours.max_length_s):
+        raise ValueError(f"transformers' CLAP cannot express max_length_s={ours.max_length_s}, whole seconds only.")
     theirs = ClapFeatureExtractor(
-        **fields,
+        **fields | {"max_length_s": int(ours.max_length_s)},
         truncation="fusion" if fusion else "rand_trunc",
         padding=next(name for name, fill in CLAP_FILLS.items() if fill == ours.fill),
     )
@@ -264,13 +277,14 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
     Raises:
         ValueError: for a Fourier transform or mel filter bank that hf_clap does not know.
     """
-    bank = _tensor(state, f"{prefix}logmel_extractor.melW").float()
+    bank = _tensor(state, f"{prefix}logmel_extractor.melW", 2)
     kernels = [
-        _tensor(state, f"{prefix}spectrogram_extractor.stft.conv_{part}.weight").float() for part in ("real", "imag")
+        _tensor(state, f"{prefix}spectrogram_extractor.stft.conv_{part}.weight", 3) for part in ("real", "imag")
     ]
+    bank, kernels = bank.float(), [kernel.float() for kernel in kernels]
     extractor = HfClapFeatureExtractor(feature_size=bank.shape[1], n_fft=kernels[0].shape[-1], **settings)
     for kernel, expected in zip(kernels, stft_kernels(extractor), strict=True):
-        if kernel.shape != expected.shape or not torch.allclose(kernel, expected, atol=1e-4):
+        if kernel.shape != expected.shape or not torch.allclose(kernel, expected, atol=FRONT_END_TOLERANCE):
             raise ValueError(
                 "The checkpoint's Fourier transform is not that of a periodic Hann window; hf_clap has no other."
             )
@@ -280,7 +294,7 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
             fields = {"mel_sampling_rate": other, "f_min": f_min, "f_max": f_max, "mel_scale": scale, "mel_norm": norm}
             candidate = HfClapFeatureExtractor(**(extractor.to_dict() | fields))
             expected = mel_bank(candidate)
-            if bank.shape == expected.shape and (bank - expected).abs().max() <= 1e-5 * expected.max():
+            if bank.shape == expected.shape and (bank - expected).abs().max() <= FRONT_END_TOLERANCE * expected.max():
                 return candidate
     raise ValueError(
         "The checkpoint's mel filter bank is none that hf_clap knows (librosa's or torchaudio's, "
@@ -303,17 +317,18 @@ def stft_kernels(extractor: HfClapFeatureExtractor) -> tuple[torch.Tensor, torch
     return real[:, None], imaginary[:, None]
 
 
-def _tensor(state: StateDict, name: str) -> torch.Tensor:
+def _tensor(state: StateDict, name: str, axes: int) -> torch.Tensor:
+    """The weight of that name, which must have so many axes or more, and something in it."""
     if name not in state:
         raise ValueError(f"The checkpoint has no {name}; check the file and the kind of checkpoint.")
+    if state[name].ndim < axes or state[name].numel() == 0:
+        shape = tuple(state[name].shape)
+        raise ValueError(f"{name} has the shape {shape}, which it cannot have; the checkpoint is damaged.")
     return state[name]
 
 
 def _size(state: StateDict, name: str, axis: int) -> int:
-    shape = _tensor(state, name).shape
-    if len(shape) <= axis:
-        raise ValueError(f"{name} has the shape {tuple(shape)}, which it cannot have; the checkpoint is damaged.")
-    return shape[axis]
+    return _tensor(state, name, axis + 1).shape[axis]
 
 
 def _count(state: StateDict, pattern: str, first: int = 0) -> int:

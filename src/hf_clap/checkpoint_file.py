@@ -20,14 +20,16 @@ class Kind:
     A family of checkpoints.
 
     Args:
-        files: the names its weights are published under; the first that is there is taken.
+        repository: of the Hub, where its weights are published; None where anyone publishes them.
+        files: the names of the files there; the first one is meant where none is named.
         marker: a weight that no other family has.
         tokenizer: Hub id of the text tower's; None where it lies with the weights.
         max_tokens: that the peer gives its text tower at most; None where the tokenizer says.
-        licence: of the published weights; None where the source says.
+        licence: of the published weights, as their package states it; None where the source says.
         paper: on arXiv.
     """
 
+    repository: str | None
     files: tuple[str, ...]
     marker: str
     tokenizer: str | None
@@ -38,6 +40,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "msclap-2022": Kind(
+        repository="microsoft/msclap",
         files=("CLAP_weights_2022.pth",),
         marker="audio_encoder.base.conv_block1.conv1.weight",
         tokenizer="google-bert/bert-base-uncased",
@@ -46,6 +49,7 @@ KINDS: dict[str, Kind] = {
         paper="2206.04769",
     ),
     "msclap-2023": Kind(
+        repository="microsoft/msclap",
         files=("CLAP_weights_2023.pth",),
         marker="audio_encoder.base.htsat.bn0.weight",
         tokenizer="openai-community/gpt2",
@@ -54,6 +58,7 @@ KINDS: dict[str, Kind] = {
         paper="2309.05767",
     ),
     "clapcap": Kind(
+        repository="microsoft/msclap",
         files=("clapcap_weights_2023.pth",),
         marker="clap_project.prefix_const",
         tokenizer="openai-community/gpt2",
@@ -62,7 +67,16 @@ KINDS: dict[str, Kind] = {
         paper="2309.07372",
     ),
     "laion": Kind(
-        files=("630k-audioset-best.pt",),
+        repository="lukewys/laion_clap",
+        files=(
+            "630k-audioset-best.pt",
+            "630k-best.pt",
+            "630k-audioset-fusion-best.pt",
+            "630k-fusion-best.pt",
+            "music_audioset_epoch_15_esc_90.14.pt",
+            "music_speech_audioset_epoch_15_esc_89.98.pt",
+            "music_speech_epoch_15_esc_89.25.pt",
+        ),
         marker="audio_branch.bn0.weight",
         tokenizer="FacebookAI/roberta-base",
         max_tokens=77,
@@ -70,6 +84,7 @@ KINDS: dict[str, Kind] = {
         paper="2211.06687",
     ),
     "transformers": Kind(
+        repository=None,
         files=("model.safetensors", "pytorch_model.bin"),
         marker="audio_model.audio_encoder.batch_norm.weight",
         tokenizer=None,
@@ -112,18 +127,21 @@ def find_checkpoint(source: str, kind: str) -> Source:
     Raises:
         OSError: if there is none, or the download fails.
     """
+    if not source:
+        raise FileNotFoundError("The name of the checkpoint is empty; name a file, a folder or a Hub id.")
     path, names = Path(source), KINDS[kind].files
     if path.is_file():
         return Source(path, str(path.parent), on_hub=False)
     if path.is_dir():
-        for name in names:
-            if (path / name).is_file():
-                return Source(path / name, source, on_hub=False)
-        raise FileNotFoundError(f"There is no {' or '.join(names)} in {source}; name the file itself.")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found or (kind == "laion" and found[1:]):
+            raise FileNotFoundError(f"There is not one of {', '.join(names)} in {source}; name the file itself.")
+        return Source(found[0], source, on_hub=False)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/\w[\w./-]*)?", source):
         raise FileNotFoundError(f"There is no file or folder {source}; check the path.")
     owner, name, *rest = source.split("/", 2)
-    repository, wanted = f"{owner}/{name}", tuple(rest) or names
+    repository = f"{owner}/{name}"
+    wanted = tuple(rest) or (names[:1] if repository == KINDS[kind].repository else names)
     errors = []
     for filename in wanted:
         try:
@@ -159,7 +177,10 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
     for key in WEIGHTS_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for name, value in loaded.items()
+    ):
         raise ValueError(f"{file.name} holds something else than weights; check the file and the kind.")
     if all(name.startswith("module.") for name in loaded):  # of training on several GPUs
         loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

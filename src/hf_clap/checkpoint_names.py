@@ -34,7 +34,7 @@ class Layout:
     parts: tuple[Part, ...]
     left_behind: Mapping[str, str]
     fused_qkv: bool = False
-    computed: str = r"$"
+    computed: str | None = None
 
     def source_name(self, name: str) -> str:
         """Their name for one of our weights."""
@@ -45,6 +45,9 @@ class Layout:
                     rest = re.sub(pattern, replacement, rest)
                 return part.theirs + rest
         raise KeyError(name)
+
+    def is_computed(self, name: str) -> bool:
+        return self.computed is not None and re.fullmatch(self.computed, name) is not None
 
     def is_left_behind(self, source_name: str) -> bool:
         return any(re.fullmatch(pattern, source_name) for pattern in self.left_behind)
@@ -72,7 +75,7 @@ class Layout:
         """
         if self.fused_qkv:
             state = split_qkv(state)
-        sources = {name: self.source_name(name) for name in names if not re.fullmatch(self.computed, name)}
+        sources = {name: self.source_name(name) for name in names if not self.is_computed(name)}
         missing = sorted(set(sources.values()) - set(state))
         unexpected = sorted(name for name in set(state) - set(sources.values()) if not self.is_left_behind(name))
         if missing or unexpected:
@@ -89,9 +92,7 @@ class Layout:
 
     def to_theirs(self, state: StateDict) -> StateDict:
         """Our state dict under their names, without what is computed."""
-        renamed = {
-            self.source_name(name): tensor for name, tensor in state.items() if not re.fullmatch(self.computed, name)
-        }
+        renamed = {self.source_name(name): tensor for name, tensor in state.items() if not self.is_computed(name)}
         return fuse_qkv(renamed) if self.fused_qkv else renamed
 
 
@@ -100,10 +101,10 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def split_qkv(state: StateDict) -> StateDict:
-    """`*.attn.qkv.*` as `*.attn.query.*`, `*.attn.key.*` and `*.attn.value.*`."""
+    """`*.attn.qkv.*` as `*.attn.query.*`, `*.attn.key.*` and `*.attn.value.*`; what has no thirds stays."""
     split: StateDict = {}
     for name, tensor in state.items():
-        if ".attn.qkv." in name:
+        if ".attn.qkv." in name and tensor.ndim and len(tensor) % 3 == 0:
             for role, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 split[name.replace(".qkv.", f".{role}.")] = piece
         else:
@@ -133,12 +134,16 @@ CNN14_RULES: tuple[Rule, ...] = (
         lambda m: f"conv_block{int(m[1]) + 1}.{CNN14_LAYERS[m[2]]}{int(m[3]) + 1}.",
     ),
 )
-HTSAT_RULES: tuple[Rule, ...] = (
-    (r"^input_norm\.", "bn0."),
+PATCH_AND_STAGE_RULES: tuple[Rule, ...] = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^patch_embed\.local_projection\.", "patch_embed.mel_conv2d."),
     (r"^patch_embed\.fusion\.(local|global)_attention\.", r"patch_embed.fusion_model.\1_att."),
     (r"^stages\.", "layers."),
+)
+
+HTSAT_RULES: tuple[Rule, ...] = (
+    (r"^input_norm\.", "bn0."),
+    *PATCH_AND_STAGE_RULES,
     (r"\.shift_mask$", ".attn_mask"),
     (r"\.attention\.output\.", ".attn.proj."),
     (r"\.attention\.", ".attn."),
@@ -147,7 +152,7 @@ HTSAT_RULES: tuple[Rule, ...] = (
 
 TRANSFORMERS_HTSAT_RULES: tuple[Rule, ...] = (
     (r"^input_norm\.", "batch_norm."),
-    *HTSAT_RULES[1:5],
+    *PATCH_AND_STAGE_RULES,
     (r"\.attention\.output\.", ".attention.output.dense."),
     (r"\.attention\.(?!output)", ".attention.self."),
     (r"\.linear1\.", ".intermediate.dense."),
@@ -164,21 +169,25 @@ MAPPER_RULES: tuple[Rule, ...] = (
     (r"^layers\.(\d+)\.norm", r"transformer.layers.\1.norm"),
 )
 
-_FRONT_END = {
-    r".*\.spectrogram_extractor\.stft\.conv_(real|imag)\.weight": "frozen Fourier transform, checked",
-    r".*\.logmel_extractor\.melW": "frozen mel filter bank, read into the feature extractor",
-}
-_AUDIOSET_HEADS = {
-    r".*\.fc_audioset\.(weight|bias)": "AudioSet classifier, not part of CLAP",
-    r".*\.(tscam_conv|head)\.(weight|bias)": "AudioSet classifier, not part of CLAP",
-}
-_HTSAT_BUFFERS = {
-    r".*\.(attn|attention\.self)\.relative_position_index": "follows from the size of the windows",
-}
-_TEXT_BUFFERS = {
-    r".*\.embeddings\.(position_ids|token_type_ids)": "0, 1, 2, … and zeros",
-    r".*\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask of old versions of transformers",
-}
+
+def _audio_left_behind(prefix: str) -> dict[str, str]:
+    return {
+        rf"{prefix}\.spectrogram_extractor\.stft\.conv_(real|imag)\.weight": "frozen Fourier transform, checked",
+        rf"{prefix}\.logmel_extractor\.melW": "frozen mel filter bank, read into the feature extractor",
+        rf"{prefix}\.(fc_audioset|tscam_conv|head)\.(weight|bias)": "AudioSet classifier, not part of CLAP",
+        rf"{prefix}\.layers\.\d+\.blocks\.\d+\.attn\.relative_position_index": FROM_SIZES,
+    }
+
+
+def _bert_left_behind(prefix: str) -> dict[str, str]:
+    return {rf"{prefix}\.embeddings\.(position_ids|token_type_ids)": "0, 1, 2, … and zeros"}
+
+
+def _gpt2_left_behind(prefix: str) -> dict[str, str]:
+    return {rf"{prefix}\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask of old versions of transformers"}
+
+
+FROM_SIZES = "follows from the size of the windows"
 
 _MSCLAP_TEXT = (
     Part("audio_projection.", "audio_encoder.projection."),
@@ -190,14 +199,13 @@ _MSCLAP_TEXT = (
 LAYOUTS: dict[str, Layout] = {
     "msclap-2022": Layout(
         (Part("audio_model.", "audio_encoder.base.", CNN14_RULES), *_MSCLAP_TEXT),
-        _FRONT_END
-        | _AUDIOSET_HEADS
-        | _TEXT_BUFFERS
+        _audio_left_behind(r"audio_encoder\.base")
+        | _bert_left_behind(r"caption_encoder\.base")
         | {r"caption_encoder\.base\.pooler\.dense\.(weight|bias)": "unused: the text's vector is that of [CLS]"},
     ),
     "msclap-2023": Layout(
         (Part("audio_model.", "audio_encoder.base.htsat.", HTSAT_RULES), *_MSCLAP_TEXT),
-        _FRONT_END | _AUDIOSET_HEADS | _HTSAT_BUFFERS | _TEXT_BUFFERS,
+        _audio_left_behind(r"audio_encoder\.base\.htsat") | _gpt2_left_behind(r"caption_encoder\.base"),
         fused_qkv=True,
     ),
     "clapcap": Layout(
@@ -207,7 +215,7 @@ LAYOUTS: dict[str, Layout] = {
             Part("mapper.", "clap_project.", MAPPER_RULES),
             Part("decoder.", "gpt."),
         ),
-        _FRONT_END | _AUDIOSET_HEADS | _HTSAT_BUFFERS | _TEXT_BUFFERS,
+        _audio_left_behind(r"clap\.base\.htsat") | _gpt2_left_behind(r"gpt\.transformer"),
         fused_qkv=True,
     ),
     "laion": Layout(
@@ -219,10 +227,8 @@ LAYOUTS: dict[str, Layout] = {
             Part("logit_scale_text", "logit_scale_t"),
             Part("logit_scale", "logit_scale_a"),
         ),
-        _FRONT_END
-        | _AUDIOSET_HEADS
-        | _HTSAT_BUFFERS
-        | _TEXT_BUFFERS
+        _audio_left_behind("audio_branch")
+        | _bert_left_behind("text_branch")
         | {r"(audio|text)_transform\.sequential\.\d\.(weight|bias)": "of LAION's second loss; no embedding uses it"},
         fused_qkv=True,
     ),
@@ -235,7 +241,8 @@ LAYOUTS: dict[str, Layout] = {
             Part("logit_scale_text", "logit_scale_t"),
             Part("logit_scale", "logit_scale_a"),
         ),
-        _HTSAT_BUFFERS | _TEXT_BUFFERS,
+        _bert_left_behind("text_model")
+        | {r"audio_model\.audio_encoder\..*\.attention\.self\.relative_position_index": FROM_SIZES},
         computed=r"audio_model\..*\.shift_mask",
     ),
 }

@@ -6,6 +6,7 @@ import glob
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `hf-clap`; the process's own when absent.
 
     Returns:
-        int: the exit code: 0 if all went well, 1 if a file could not be read, 2 if the call is wrong.
+        int: the exit code: 0 if all went well, 1 if a file could not be read, 2 if the call is wrong, 130 if it was
+        interrupted.
     """
     options = _parser().parse_args(arguments)
     logging.disable_progress_bar()
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         return options.run(options)
+    except KeyboardInterrupt:
+        print("hf-clap: interrupted", file=sys.stderr)
+        return 130  # as a shell has it
     except BrokenPipeError:  # whoever read has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
         return 1
@@ -110,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that tidies up
     if options.output_kind:
         if options.tokenizer:
             raise ValueError("--tokenizer is for --from; leave it out.")

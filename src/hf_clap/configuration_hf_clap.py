@@ -210,7 +210,8 @@ class HfClapConfig(PreTrainedConfig):
         logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): initial logarithm of the logit scale.
         logit_bias_init_value (`float`, *optional*): initial bias of the logits; without it the model has none.
         logit_scale_text_value (`float`, *optional*): logarithm of a logit scale for `logits_per_text` alone, where it
-            has one of its own. LAION's checkpoints do, though no training used it; here none changes it.
+            has one of its own, as LAION's and transformers' checkpoints do. It is kept as it is: training here has
+            one scale for both directions.
         concept_labels (`list[str]`, *optional*): the names of the `concept` projection's dimensions.
 
     Raises:
@@ -289,6 +290,11 @@ class HfClapCaptioningConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, CONFIG_MAPPING, default="gpt2")
         self.audio_config = _sub_config(self.audio_config, AUDIO_CONFIGS, default="hf_clap_htsat")
         super().__post_init__(**kwargs)
+        if self.text_config.hidden_size % self.mapper_heads:
+            raise ValueError(
+                f"{self.mapper_heads} heads do not divide the language model's width of "
+                f"{self.text_config.hidden_size}; change mapper_heads."
+            )
 
 
 def _sub_config(config: dict[str, Any] | PreTrainedConfig | None, known: Any, default: str) -> PreTrainedConfig:

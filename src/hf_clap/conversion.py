@@ -1,5 +1,6 @@
 """The public CLAP checkpoints -> hf_clap, strictly, and back where nothing is lost."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    BertConfig,
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
@@ -24,6 +27,7 @@ from transformers import (
 from .checkpoint_card import checkpoint_card
 from .checkpoint_config import (
     FUSION_FRONT_END,
+    PUBLISHED_HEADS,
     bert_config,
     cnn14_config,
     from_clap_config,
@@ -47,6 +51,8 @@ from .modeling_htsat import SwinBlock
 from .processing_hf_clap import HfClapProcessor
 
 MSCLAP_FRONT_END = {"sampling_rate": 44100, "hop_length": 320, "crop": "windows", "fill": "repeat"}
+END_OF_TEXT = "<|endoftext|>"
+
 LAION_FRONT_END = {
     "sampling_rate": 48000,
     "hop_length": 480,
@@ -86,31 +92,46 @@ def convert_checkpoint(
     """
     if kind not in KINDS:
         raise ValueError(f"There is no kind {kind!r} of checkpoint; choose one of {', '.join(KINDS)}.")
-    output = Path(output)
-    with _new(output) as folder:
+    with _new(output, is_file=False) as folder:
         found = find_checkpoint(str(source), kind)
         state = read_checkpoint(found.file, kind)
         default = KINDS[kind].tokenizer or found.repository
         model, processor = CONVERTERS[kind](state, found, str(tokenizer or default))
-        folder.mkdir()
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        card = checkpoint_card(output.name, kind, found, state, model, processor.feature_extractor)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    return output
+        card = checkpoint_card(folder.name, kind, found, state, model, processor.feature_extractor)
+        with _writing(output):
+            folder.mkdir()
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    return Path(output)
 
 
 @contextmanager
-def _new(output: Path) -> Iterator[Path]:
+def _new(output: str | PathLike[str], is_file: bool) -> Iterator[Path]:
     """A path to write to, which becomes `output` if all goes well and leaves nothing if not."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    place = Path(os.path.realpath(output))
+    is_empty_folder = place.is_dir() and not any(place.iterdir())
+    if place == Path.cwd() or (place.exists() and (is_file or not is_empty_folder)):
         raise FileExistsError(f"{output} exists already; remove it, or choose another name.")
-    if not output.parent.is_dir():
+    if not place.parent.is_dir():
         raise FileNotFoundError(f"The folder of {output} does not exist; make it, or choose another.")
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        path = Path(temporary) / output.name
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
+        path = Path(temporary) / place.name
         yield path
-        path.replace(output)
+        with _writing(output):
+            path.replace(place)
+
+
+@contextmanager
+def _writing(output: str | PathLike[str]) -> Iterator[None]:
+    """One error for the many that a full disk has."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"{output} cannot be written ({reason}); see that there is room, and that it is free."
+        ) from error
 
 
 Converted = tuple[PreTrainedModel, HfClapProcessor]
@@ -142,10 +163,9 @@ def _convert_msclap_2023(state: StateDict, source: Source, tokenizer: str) -> Co
 
 
 def _convert_clapcap(state: StateDict, source: Source, tokenizer: str) -> Converted:
-    words = _load_tokenizer(tokenizer, "clapcap")
+    words = add_end_of_text(_load_tokenizer(tokenizer, "clapcap"))
     # As msclap's training wrote the end, its first token (a lone space) is where generation stops (`_generate_beam`).
-    ends = [words(" " + words.eos_token)["input_ids"][0], words.eos_token_id]
-    words = add_end_of_text(words)
+    ends = words("")["input_ids"]
     text_config = gpt2_config(state, "gpt.transformer.", _config_beside(tokenizer), words.eos_token_id)
     prefix_length = _rows(state, "clap_project.prefix_const")
     config = HfClapCaptioningConfig(
@@ -188,7 +208,9 @@ def _convert_laion(state: StateDict, source: Source, tokenizer: str) -> Converte
 
 
 def _convert_transformers(state: StateDict, source: Source, tokenizer: str) -> Converted:
-    theirs = ClapConfig.from_pretrained(source.repository)
+    theirs = AutoConfig.from_pretrained(source.repository)
+    if not isinstance(theirs, ClapConfig):
+        raise ValueError(f"The config.json of {source.repository} is that of a {theirs.model_type!r}, not of a CLAP.")
     config = from_clap_config(theirs)
     stored = ClapFeatureExtractor.from_pretrained(source.repository)
     extractor = from_clap_extractor(stored, config.audio_config.fusion)
@@ -224,12 +246,23 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
     ]
     if wrong:
         raise ValueError(f"{len(wrong)} weights have the wrong shape: {', '.join(wrong[:5])}; check the file.")
+    odd = [
+        LAYOUTS[kind].source_name(name)
+        for name, tensor in converted.items()
+        if (expected[name].is_floating_point() and not tensor.is_floating_point()) or not tensor.isfinite().all()
+    ]
+    if odd:
+        raise ValueError(f"{len(odd)} weights hold no usable numbers: {', '.join(odd[:5])}; check the file.")
     precisions = {tensor.dtype for tensor in converted.values() if tensor.is_floating_point()}
     if len(precisions) == 1:
         model.to(dtype=precisions.pop())  # type: ignore[call-arg]
     # What the peer computes the model has computed too, and so it has the masks of files made from names and shapes:
     # no Swin has a mask of zeros.
-    given = {name: tensor for name, tensor in converted.items() if not name.endswith(".shift_mask") or tensor.any()}
+    masks = {name for name in converted if name.endswith(".shift_mask")}
+    given = {name: tensor for name, tensor in converted.items() if name not in masks or tensor.any()}
+    for name in masks & set(given):
+        if (given[name].float() - expected[name].float()).abs().max() > 1:
+            raise ValueError(f"{LAYOUTS[kind].source_name(name)} is not the mask of shifted windows; check the file.")
     model.load_state_dict(expected | given)
     return model.eval()
 
@@ -261,6 +294,11 @@ def _processor(extractor: HfClapFeatureExtractor, words: Any, text_config: PreTr
             f"The tokenizer has {len(words)} tokens and the text tower {text_config.vocab_size}; pass the tokenizer "
             "that the checkpoint was trained with."
         )
+    if text_config.model_type != "gpt2" and words.pad_token_id != text_config.pad_token_id:
+        raise ValueError(
+            f"The tokenizer pads with {words.pad_token_id} and the text tower with {text_config.pad_token_id}; pass "
+            "the tokenizer that the checkpoint was trained with."
+        )
     return HfClapProcessor(extractor, words)
 
 
@@ -276,11 +314,11 @@ def add_end_of_text(tokenizer: Any) -> Any:
         `tokenizer`.
 
     Raises:
-        ValueError: for a tokenizer without an end-of-text token.
+        ValueError: for a tokenizer that is not GPT-2's.
     """
-    if tokenizer.eos_token is None:
-        raise ValueError("The tokenizer has no end-of-text token; pass one of GPT-2's kind.")
-    ids = tokenizer(" " + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token != END_OF_TEXT:
+        raise ValueError(f"The tokenizer ends texts with {tokenizer.eos_token}, not {END_OF_TEXT}; pass GPT-2's.")
+    ids = tokenizer(f" {END_OF_TEXT}", add_special_tokens=False)["input_ids"]
     suffix = tokenizer.convert_ids_to_tokens(ids)
     template = " ".join(["$A", *(f"{token}:0" for token in suffix)])
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -310,22 +348,26 @@ def convert_back(source: str | PathLike[str], output: str | PathLike[str], kind:
     """
     if kind not in BACK:
         raise ValueError(f"There is no way back to {kind!r}; choose one of {', '.join(BACK)}.")
-    output = Path(output)
-    with _new(output) as path:
-        model = HfClapModel.from_pretrained(source)
+    with _new(output, is_file=kind == "msclap-2022") as path:
+        config = AutoConfig.from_pretrained(source)
+        if not isinstance(config, HfClapConfig):
+            raise ValueError(f"{source} is a {config.model_type!r} checkpoint; --to takes a 'hf_clap' one.")
+        load: Any = HfClapModel.from_pretrained
+        model, loading = load(source, output_loading_info=True)
+        if any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            raise ValueError(f"{source} does not hold the weights of a whole model; is it one side of one?")
         BACK[kind](model, HfClapProcessor.from_pretrained(source), path)
-    return output
+    return Path(output)
 
 
 def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: Path) -> None:
     config, extractor = model.config, processor.feature_extractor
-    cnn = config.audio_config
     _require(
         "msclap 2022",
         {
-            "a Cnn14": cnn.model_type == "hf_clap_cnn14"
-            and (cnn.convs_per_block, cnn.kernel_size, len(cnn.channels)) == (2, 3, 6),
-            "a BERT": config.text_config.model_type == "bert",
+            "a Cnn14": config.audio_config.model_type == "hf_clap_cnn14" and _is_cnn14(config.audio_config),
+            "a BERT as bert-base-uncased": config.text_config.model_type == "bert"
+            and _is_default_bert(config.text_config),
             "[CLS] pooling": config.text_pooling == "cls",
             "a residual_mlp projection": config.projection == "residual_mlp",
             "one logit scale and no bias": model.logit_bias is None and model.logit_scale_text is None,
@@ -338,7 +380,22 @@ def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: P
     state[f"{prefix}spectrogram_extractor.stft.conv_real.weight"] = real
     state[f"{prefix}spectrogram_extractor.stft.conv_imag.weight"] = imaginary
     state[f"{prefix}logmel_extractor.melW"] = mel_bank(extractor)
-    torch.save({"model": state}, path)
+    with _writing(path):
+        torch.save({"model": state}, path)
+
+
+def _is_cnn14(config: PreTrainedConfig) -> bool:
+    """Whether what no weight shows is as in msclap's Cnn14."""
+    pool_sizes = [2] * (len(config.channels) - 1) + [1]
+    return (config.convs_per_block, config.kernel_size, list(config.pool_sizes)) == (2, 3, pool_sizes)
+
+
+def _is_default_bert(config: PreTrainedConfig) -> bool:
+    """Whether what no weight shows is as in bert-base-uncased."""
+    default = BertConfig()
+    heads = PUBLISHED_HEADS.get(config.hidden_size, config.num_attention_heads)
+    names = ("hidden_act", "layer_norm_eps", "pad_token_id", "is_decoder")
+    return config.num_attention_heads == heads and all(getattr(config, n) == getattr(default, n) for n in names)
 
 
 def _is_front_end(extractor: HfClapFeatureExtractor, settings: dict[str, Any]) -> bool:
@@ -369,9 +426,10 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
     if unfilled:
         raise ValueError(f"transformers' CLAP has weights that hf_clap lacks: {', '.join(unfilled[:5])}.")
     theirs.load_state_dict(state | frozen)
-    path.mkdir()
-    theirs.save_pretrained(path)
-    ClapProcessor(extractor, processor.tokenizer).save_pretrained(path)
+    with _writing(path):
+        path.mkdir()
+        theirs.save_pretrained(path)
+        ClapProcessor(extractor, processor.tokenizer).save_pretrained(path)
 
 
 def _has_computed_masks(model: HfClapModel) -> bool:

@@ -13,9 +13,11 @@ class HfClapAudioTower(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # a tower without attention is right with any implementation of it
 
-    def _check_features(self, input_features: torch.Tensor) -> None:
+    def _checked(self, input_features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The features in the tower's precision; a replica of DataParallel has no parameters to ask for it."""
         if input_features.ndim != 4 or input_features.shape[-1] != self.config.num_mel_bins:
             raise ValueError(
                 f"Features of shape {tuple(input_features.shape)} do not fit; pass (batch, 1, frames, "
                 f"{self.config.num_mel_bins}), as the feature extractor gives them."
             )
+        return input_features.to(dtype)

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import can_return_tuple
 
 from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapCaptioningConfig
@@ -37,8 +38,8 @@ class MapperLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = MapperAttention(config, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, int(dim * config.mapper_mlp_ratio))
-        self.linear2 = nn.Linear(int(dim * config.mapper_mlp_ratio), dim)
+        self.linear1 = nn.Linear(dim, round(dim * config.mapper_mlp_ratio))
+        self.linear2 = nn.Linear(round(dim * config.mapper_mlp_ratio), dim)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden + self.attention(self.norm1(hidden))
@@ -105,12 +106,7 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
         if isinstance(module, PrefixMapper):
             init.normal_(module.prefix_const)
 
-    def _prefix(self, input_features: torch.Tensor, **audio_inputs: torch.Tensor | None) -> torch.Tensor:
-        """(clips, prefix_length, hidden)"""
-        names = ("input_features_mask", "windows_per_clip", "is_longer")
-        _, embeds = self._embed_audio(input_features, *(audio_inputs.get(name) for name in names))
-        return self.mapper(embeds)
-
+    @can_return_tuple
     def forward(
         self,
         input_features: torch.Tensor,
@@ -134,12 +130,8 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
             CausalLMOutput: `logits` `(clips, tokens, vocabulary)`, where those at a position are for its own token;
             with `labels` also `loss`, the mean cross-entropy of a token.
         """
-        prefix = self._prefix(
-            input_features,
-            input_features_mask=input_features_mask,
-            windows_per_clip=windows_per_clip,
-            is_longer=is_longer,
-        )
+        _, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
+        prefix = self.mapper(audio_embeds)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         embeds = torch.cat([prefix, self.get_input_embeddings()(input_ids)], dim=1)
         mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
@@ -155,6 +147,7 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
     def generate(  # type: ignore[override]
         self,
         input_features: torch.Tensor,
+        generation_config: GenerationConfig | None = None,
         input_features_mask: torch.Tensor | None = None,
         windows_per_clip: torch.Tensor | None = None,
         is_longer: torch.Tensor | None = None,
@@ -165,21 +158,22 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
 
         Args:
             input_features, input_features_mask, windows_per_clip, is_longer: as `HfClapModel.get_audio_features`.
-            generate_options: of transformers' `generate`, such as `num_beams`, `do_sample` or `max_new_tokens`. A
-                converted clapcap has msclap's: 5 beams, at most 67 tokens.
+            generation_config: the model's own when absent. A converted clapcap has msclap's: 5 beams, at most 67
+                tokens.
+            generate_options: of transformers' `generate`, such as `num_beams`, `do_sample` or `max_new_tokens`. What
+                a batch holds of captions (`input_ids`, `attention_mask`, `labels`) is left out.
 
         Returns:
             torch.Tensor: `(clips, tokens)`, for `processor.batch_decode(…, skip_special_tokens=True)`; or what
-            `return_dict_in_generate` asks for.
+            `return_dict_in_generate` asks for. Beams are searched as transformers does, which ranks finished captions
+            otherwise than msclap's own search (`CLAPWrapper._generate_beam`), so that some captions differ from its.
         """
-        prefix = self._prefix(
-            input_features,
-            input_features_mask=input_features_mask,
-            windows_per_clip=windows_per_clip,
-            is_longer=is_longer,
-        )
-        generation_config = copy.deepcopy(generate_options.pop("generation_config", self.generation_config))
+        _, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
+        prefix = self.mapper(audio_embeds)
+        generation_config = copy.deepcopy(generation_config or self.generation_config)
         others = generation_config.update(**generate_options)
+        for name in ("input_ids", "attention_mask", "labels"):
+            others.pop(name, None)
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
         return self.decoder.generate(
             inputs_embeds=prefix, attention_mask=mask, generation_config=generation_config, **others
@@ -193,3 +187,6 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.decoder.set_output_embeddings(value)

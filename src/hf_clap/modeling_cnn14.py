@@ -94,7 +94,7 @@ class HfClapCnn14Model(HfClapAudioTower):
         """
         if input_features_mask is not None:
             raise ValueError("Cnn14 takes windows of one length; set the feature extractor's min_length_s to None.")
-        self._check_features(input_features)
+        input_features = self._checked(input_features, self.input_norm.weight.dtype)
         shortest = 1
         for pool_size in self.config.pool_sizes:
             shortest *= pool_size

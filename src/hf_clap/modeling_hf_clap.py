@@ -141,7 +141,7 @@ class HfClapPreTrainedModel(PreTrainedModel):
         """The tower's output and the embeddings `(clips, projection_dim)`."""
         given = {"input_features_mask": input_features_mask, "is_longer": is_longer}
         given = {name: value for name, value in given.items() if value is not None}
-        output = self.audio_model(input_features.to(self.dtype), **given)
+        output = self.audio_model(input_features, **given)
         embeds = F.normalize(self.audio_projection(output), dim=-1)
         if windows_per_clip is not None:
             embeds = F.normalize(mean_of_windows(embeds, windows_per_clip), dim=-1)

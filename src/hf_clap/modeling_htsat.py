@@ -58,14 +58,22 @@ class PatchEmbedding(nn.Module):
     def forward(self, image: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
         """(batch, 1 or 4, height, width) -> (batch, patches, channels)"""
         whole = self.projection(image[:, :1])
-        if is_longer is not None and is_longer.any():
+        if is_longer is not None and not self.training:
+            whole = torch.where(is_longer[:, None, None, None], self._fused(whole, image), whole)
+        elif (
+            is_longer is not None and is_longer.any()
+        ):  # batch norms learn from the clips that are fused, not from all
             longer = is_longer.nonzero()[:, 0]
-            windows = image[longer, 1:].flatten(0, 1)[:, None]  # (longer clips * 3, 1, height, width)
-            local = self.local_projection(windows).unflatten(0, (len(longer), -1))
-            local = local.permute(0, 2, 3, 1, 4).flatten(3)  # one window after the other in time
-            local = F.pad(local, (0, whole.shape[-1] - local.shape[-1]))
-            whole = whole.index_copy(0, longer, self.fusion(whole[longer], local).to(whole.dtype))
+            whole = whole.index_copy(0, longer, self._fused(whole[longer], image[longer]).to(whole.dtype))
         return self.norm(whole.flatten(2).transpose(1, 2))
+
+    def _fused(self, whole: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """`whole` `(clips, channels, height, width)`, in patches, with the three windows in `image`."""
+        windows = self.local_projection(
+            image[:, 1:].flatten(0, 1)[:, None]
+        )  # (clips * 3, channels, height, width / 3)
+        local = windows.unflatten(0, (len(image), -1)).permute(0, 2, 3, 1, 4).flatten(3)  # one after the other in time
+        return self.fusion(whole, F.pad(local, (0, whole.shape[-1] - local.shape[-1])))
 
 
 class WindowAttention(HeadsAttention):
@@ -148,8 +156,8 @@ class SwinBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attention = WindowAttention(config, dim, config.num_attention_heads[stage], self.window_size)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.linear1 = Linear(dim, int(dim * config.mlp_ratio))
-        self.linear2 = Linear(int(dim * config.mlp_ratio), dim)
+        self.linear1 = Linear(dim, round(dim * config.mlp_ratio))
+        self.linear2 = Linear(round(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
         window_order, image_order, shift_mask = self.lay_out()
@@ -294,7 +302,8 @@ class HfClapHtsatModel(HfClapAudioTower):
         """
         if input_features_mask is not None:
             raise ValueError("HTS-AT takes windows of one length; set the feature extractor's min_length_s to None.")
-        is_longer = self._check_input(input_features, is_longer)
+        input_features = self._checked(input_features, self.input_norm.weight.dtype)
+        is_longer = self._check_longer(input_features, is_longer)
         normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
         hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
         for stage in self.stages:
@@ -305,9 +314,8 @@ class HfClapHtsatModel(HfClapAudioTower):
         steps = pieces.mean(dim=2).flatten(1, 2)  # (batch, pieces, bins, side, hidden) -> (batch, steps, hidden)
         return BaseModelOutputWithPooling(last_hidden_state=steps, pooler_output=steps.mean(dim=1))
 
-    def _check_input(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor | None:
+    def _check_longer(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor | None:
         """`is_longer` as `(batch,)` where it counts."""
-        self._check_features(input_features)
         batch, channels, frames, _ = input_features.shape
         if frames > self.config.max_frames:
             raise ValueError(

@@ -104,7 +104,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
         Raises:
             ValueError: for clips shorter than a patch.
         """
-        self._check_features(input_features)
+        input_features = self._checked(input_features, self.stem.weight.dtype)
         starts, step_mask = self._patch_starts(input_features, input_features_mask)
         # (batch, patches, patch_frames): the frames of each patch
         frames = starts[..., None] + torch.arange(self.config.patch_frames, device=starts.device)
