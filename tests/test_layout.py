@@ -51,6 +51,16 @@ MAY_IMPORT = {
         "feature_extraction_hf_clap",
         "modeling_captioning",
         "modeling_hf_clap",
+        "processing_hf_clap",
+    },
+    "conversion_back": {
+        "checkpoint_config",
+        "checkpoint_file",
+        "checkpoint_names",
+        "configuration_hf_clap",
+        "conversion",
+        "feature_extraction_hf_clap",
+        "modeling_hf_clap",
         "modeling_htsat",
         "processing_hf_clap",
     },
@@ -63,7 +73,7 @@ MAY_IMPORT = {
         "processing_hf_clap",
         "waveform",
     },
-    "cli": {"audio", "checkpoint_file", "conversion", "pipeline", "plot"},
+    "cli": {"audio", "checkpoint_file", "conversion", "conversion_back", "pipeline", "plot"},
 }
 TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
     "attention",
@@ -101,6 +111,7 @@ def test_every_module_has_its_place_and_its_test_file():
         "checkpoint_config": "conversion",
         "checkpoint_file": "conversion",
         "checkpoint_names": "conversion",
+        "conversion_back": "conversion",
         "modeling_audio_tower": "modeling_hf_clap",
         "waveform": "feature_extraction_hf_clap",
     }

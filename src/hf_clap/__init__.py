@@ -10,7 +10,8 @@ from .configuration_hf_clap import (
     HfClapHtsatConfig,
     HfClapPatchCnnConfig,
 )
-from .conversion import convert_back, convert_checkpoint
+from .conversion import convert_checkpoint
+from .conversion_back import convert_back
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .losses import contrastive_loss
 from .modeling_captioning import HfClapForAudioCaptioning

@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from .audio import iter_audio
 from .checkpoint_file import KINDS
-from .conversion import BACK, convert_back, convert_checkpoint
+from .conversion import convert_checkpoint
+from .conversion_back import BACK, convert_back
 from .pipeline import DEFAULT_TEMPLATE, TINY, pipeline
 
 AUDIO_SUFFIXES = {

@@ -1,24 +1,17 @@
-"""The public CLAP checkpoints -> hf_clap, strictly, and back where nothing is lost."""
+"""The public CLAP checkpoints -> hf_clap, strictly."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BertConfig,
     ClapConfig,
     ClapFeatureExtractor,
-    ClapModel,
-    ClapProcessor,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,7 +20,6 @@ from transformers import (
 from .checkpoint_card import checkpoint_card
 from .checkpoint_config import (
     FUSION_FRONT_END,
-    PUBLISHED_HEADS,
     bert_config,
     cnn14_config,
     from_clap_config,
@@ -35,19 +27,14 @@ from .checkpoint_config import (
     front_end,
     gpt2_config,
     htsat_config,
-    mel_bank,
     roberta_config,
-    stft_kernels,
-    to_clap_config,
-    to_clap_extractor,
 )
-from .checkpoint_file import KINDS, Source, find_checkpoint, read_checkpoint
+from .checkpoint_file import KINDS, Source, find_checkpoint, new_output, read_checkpoint, writing
 from .checkpoint_names import LAYOUTS, StateDict
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .modeling_captioning import HfClapForAudioCaptioning
 from .modeling_hf_clap import HfClapModel
-from .modeling_htsat import SwinBlock
 from .processing_hf_clap import HfClapProcessor
 
 MSCLAP_FRONT_END = {"sampling_rate": 44100, "hop_length": 320, "crop": "windows", "fill": "repeat"}
@@ -92,46 +79,18 @@ def convert_checkpoint(
     """
     if kind not in KINDS:
         raise ValueError(f"There is no kind {kind!r} of checkpoint; choose one of {', '.join(KINDS)}.")
-    with _new(output, is_file=False) as folder:
+    with new_output(output, is_file=False) as folder:
         found = find_checkpoint(str(source), kind)
         state = read_checkpoint(found.file, kind)
         default = KINDS[kind].tokenizer or found.repository
         model, processor = CONVERTERS[kind](state, found, str(tokenizer or default))
         card = checkpoint_card(folder.name, kind, found, state, model, processor.feature_extractor)
-        with _writing(output):
+        with writing(output):
             folder.mkdir()
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             (folder / "README.md").write_text(card, encoding="utf-8")
     return Path(output)
-
-
-@contextmanager
-def _new(output: str | PathLike[str], is_file: bool) -> Iterator[Path]:
-    """A path to write to, which becomes `output` if all goes well and leaves nothing if not."""
-    place = Path(os.path.realpath(output))
-    is_empty_folder = place.is_dir() and not any(place.iterdir())
-    if place == Path.cwd() or (place.exists() and (is_file or not is_empty_folder)):
-        raise FileExistsError(f"{output} exists already; remove it, or choose another name.")
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"The folder of {output} does not exist; make it, or choose another.")
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
-        path = Path(temporary) / place.name
-        yield path
-        with _writing(output):
-            path.replace(place)
-
-
-@contextmanager
-def _writing(output: str | PathLike[str]) -> Iterator[None]:
-    """One error for the many that a full disk has."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(
-            f"{output} cannot be written ({reason}); see that there is room, and that it is free."
-        ) from error
 
 
 Converted = tuple[PreTrainedModel, HfClapProcessor]
@@ -326,126 +285,3 @@ def add_end_of_text(tokenizer: Any) -> Any:
     )
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def convert_back(source: str | PathLike[str], output: str | PathLike[str], kind: str) -> Path:
-    """
-    Write a hf_clap checkpoint as a peer's, where nothing that makes its embeddings is lost.
-
-    Args:
-        source: folder or Hub id of the hf_clap checkpoint.
-        output: for `msclap-2022` a file, to be loaded by `msclap.CLAP(output, version="2022")`; for `transformers` a
-            folder, for `ClapModel.from_pretrained`.
-        kind: `msclap-2022` or `transformers`. The former lacks what no embedding uses, BERT's pooler and the AudioSet
-            classifier; the latter's feature extractor cannot round to 16 bits first, as LAION's own code does.
-
-    Returns:
-        Path: `output`.
-
-    Raises:
-        ValueError: for a checkpoint that the peer's code cannot express.
-        OSError: for files that cannot be read or written.
-    """
-    if kind not in BACK:
-        raise ValueError(f"There is no way back to {kind!r}; choose one of {', '.join(BACK)}.")
-    with _new(output, is_file=kind == "msclap-2022") as path:
-        config = AutoConfig.from_pretrained(source)
-        if not isinstance(config, HfClapConfig):
-            raise ValueError(f"{source} is a {config.model_type!r} checkpoint; --to takes a 'hf_clap' one.")
-        load: Any = HfClapModel.from_pretrained
-        model, loading = load(source, output_loading_info=True)
-        if any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-            raise ValueError(f"{source} does not hold the weights of a whole model; is it one side of one?")
-        BACK[kind](model, HfClapProcessor.from_pretrained(source), path)
-    return Path(output)
-
-
-def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: Path) -> None:
-    config, extractor = model.config, processor.feature_extractor
-    _require(
-        "msclap 2022",
-        {
-            "a Cnn14": config.audio_config.model_type == "hf_clap_cnn14" and _is_cnn14(config.audio_config),
-            "a BERT as bert-base-uncased": config.text_config.model_type == "bert"
-            and _is_default_bert(config.text_config),
-            "[CLS] pooling": config.text_pooling == "cls",
-            "a residual_mlp projection": config.projection == "residual_mlp",
-            "one logit scale and no bias": model.logit_bias is None and model.logit_scale_text is None,
-            "msclap's front end": _is_front_end(extractor, MSCLAP_FRONT_END | {"max_length_s": 5.0}),
-        },
-    )
-    state = LAYOUTS["msclap-2022"].to_theirs(model.state_dict())
-    prefix = "audio_encoder.base."
-    real, imaginary = stft_kernels(extractor)
-    state[f"{prefix}spectrogram_extractor.stft.conv_real.weight"] = real
-    state[f"{prefix}spectrogram_extractor.stft.conv_imag.weight"] = imaginary
-    state[f"{prefix}logmel_extractor.melW"] = mel_bank(extractor)
-    with _writing(path):
-        torch.save({"model": state}, path)
-
-
-def _is_cnn14(config: PreTrainedConfig) -> bool:
-    """Whether what no weight shows is as in msclap's Cnn14."""
-    pool_sizes = [2] * (len(config.channels) - 1) + [1]
-    return (config.convs_per_block, config.kernel_size, list(config.pool_sizes)) == (2, 3, pool_sizes)
-
-
-def _is_default_bert(config: PreTrainedConfig) -> bool:
-    """Whether what no weight shows is as in bert-base-uncased."""
-    default = BertConfig()
-    heads = PUBLISHED_HEADS.get(config.hidden_size, config.num_attention_heads)
-    names = ("hidden_act", "layer_norm_eps", "pad_token_id", "is_decoder")
-    return config.num_attention_heads == heads and all(getattr(config, n) == getattr(default, n) for n in names)
-
-
-def _is_front_end(extractor: HfClapFeatureExtractor, settings: dict[str, Any]) -> bool:
-    expected = HfClapFeatureExtractor(**(settings | {"crop": extractor.crop})).to_dict()
-    return all(extractor.to_dict()[name] == value for name, value in expected.items())
-
-
-def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: Path) -> None:
-    config = model.config
-    _require(
-        "transformers' CLAP",
-        {
-            "an HTS-AT": config.audio_config.model_type == "hf_clap_htsat",
-            "a RoBERTa": config.text_config.model_type == "roberta",
-            "pooler pooling": config.text_pooling == "pooler",
-            "an mlp projection": config.projection == "mlp",
-            "no logit bias": model.logit_bias is None,
-            "the masks of shifted windows as they are computed": _has_computed_masks(model),
-        },
-    )
-    extractor = to_clap_extractor(processor.feature_extractor, config.audio_config.fusion)
-    theirs = ClapModel(to_clap_config(config))
-    theirs.to(dtype=model.dtype)  # type: ignore[call-arg]
-    state = LAYOUTS["transformers"].to_theirs(model.state_dict())
-    state.setdefault("logit_scale_t", state["logit_scale_a"])
-    frozen = {name: tensor for name, tensor in theirs.state_dict().items() if name not in state}
-    unfilled = [name for name in frozen if not LAYOUTS["transformers"].is_left_behind(name)]
-    if unfilled:
-        raise ValueError(f"transformers' CLAP has weights that hf_clap lacks: {', '.join(unfilled[:5])}.")
-    theirs.load_state_dict(state | frozen)
-    with _writing(path):
-        path.mkdir()
-        theirs.save_pretrained(path)
-        ClapProcessor(extractor, processor.tokenizer).save_pretrained(path)
-
-
-def _has_computed_masks(model: HfClapModel) -> bool:
-    masks = [(block.shift_mask, block.lay_out()[2]) for block in model.modules() if isinstance(block, SwinBlock)]
-    return all(
-        torch.equal(mask.float(), computed) for mask, computed in masks if mask is not None and computed is not None
-    )
-
-
-def _require(peer: str, conditions: dict[str, bool]) -> None:
-    missing = [what for what, is_met in conditions.items() if not is_met]
-    if missing:
-        raise ValueError(f"{peer} needs {', '.join(missing)}, which this checkpoint does not have.")
-
-
-BACK: dict[str, Callable[[HfClapModel, HfClapProcessor, Path], None]] = {
-    "msclap-2022": _back_to_msclap_2022,
-    "transformers": _back_to_transformers,
-}
