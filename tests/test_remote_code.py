@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from conftest import noise
-from hf_clap import HfClapModel
+from conftest import SMALL_AUDIO, noise
+from hf_clap import HfClapCaptioningConfig, HfClapForAudioCaptioning, HfClapModel
 
 PROGRAM = """
 import json, sys
@@ -83,3 +84,42 @@ def test_loads_without_hf_clap(pushed, tmp_path, tiny_model, processor, tiny_tag
         assert scored["score"] == pytest.approx(expected["score"], abs=1e-5)
     inputs = processor(text=["a dog", "white noise"], audio=waveform, sampling_rate=16000)
     assert result["logits"][0] == pytest.approx(tiny_model(**inputs).logits_per_audio[0].tolist(), abs=1e-5)
+
+
+CAPTIONING_PROGRAM = """
+import json, sys
+sys.modules["hf_clap"] = None
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+features = torch.linspace(-60, 0, 200 * 64).view(1, 1, 200, 64)
+said = model.generate(features, max_new_tokens=5, eos_token_id=None).tolist()
+print(json.dumps({"module": type(model).__module__, "said": said}))
+"""
+
+
+def test_captioning_loads_without_hf_clap(tmp_path):
+    """And with it HTS-AT, which the bundled checkpoint does not have."""
+    torch.manual_seed(0)
+    gpt2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50}
+    config = HfClapCaptioningConfig(
+        text_config=gpt2 | {"bos_token_id": 0, "eos_token_id": 0},
+        audio_config=dict(SMALL_AUDIO["hf_clap_htsat"]),
+        projection_dim=12,
+        mapper_layers=1,
+    )
+    model = HfClapForAudioCaptioning(config).eval()
+    model.save_pretrained(tmp_path / "someones-clapcap")
+    finished = subprocess.run(
+        [sys.executable, "-c", CAPTIONING_PROGRAM, str(tmp_path / "someones-clapcap")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["module"].startswith("transformers_modules.")
+    features = torch.linspace(-60, 0, 200 * 64).view(1, 1, 200, 64)
+    assert result["said"] == model.generate(features, max_new_tokens=5, eos_token_id=None).tolist()
