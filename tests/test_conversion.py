@@ -647,10 +647,9 @@ def test_what_does_not_fit_is_an_error_and_leaves_nothing(small, tmp_path, capsy
         ("patch_embed.proj.weight", lambda t: t[:0], "which it cannot have"),
     ],
 )
+@pytest.mark.parametrize("small", ["2023"], indirect=True)
 def test_damage_to_htsat_is_named(small, tmp_path, name, change, message):
     _, kind, source, tokenizer, _ = small
-    if kind == "msclap-2022":
-        pytest.skip("this is about HTS-AT")
     state = torch.load(source, weights_only=True)["model"]
     name = f"audio_encoder.base.htsat.{name}"
     torch.save({"model": state | {name: change(state[name])}}, tmp_path / "weights.pth")
@@ -841,11 +840,10 @@ def test_query_key_and_value_are_split_and_fused():
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
+@pytest.mark.parametrize("small", ["2023"], indirect=True)
 def test_a_stored_mask_counts_and_an_empty_one_does_not(small, tmp_path):
     """The peers load the masks of shifted windows from the file, and so a file's own are kept."""
     _, kind, source, tokenizer, folder = small
-    if kind == "msclap-2022":
-        pytest.skip("Cnn14 has no windows")
     name = "audio_encoder.base.htsat.layers.0.blocks.1.attn_mask"
     state = torch.load(source, weights_only=True)["model"]
     mask = from_disk(folder)[0].audio_model.stages[0].blocks[1].shift_mask

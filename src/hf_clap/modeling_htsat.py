@@ -60,18 +60,15 @@ class PatchEmbedding(nn.Module):
         whole = self.projection(image[:, :1])
         if is_longer is not None and not self.training:
             whole = torch.where(is_longer[:, None, None, None], self._fused(whole, image), whole)
-        elif (
-            is_longer is not None and is_longer.any()
-        ):  # batch norms learn from the clips that are fused, not from all
+        elif is_longer is not None and is_longer.any():
+            # in training the batch norms learn from the clips that are fused, not from all
             longer = is_longer.nonzero()[:, 0]
             whole = whole.index_copy(0, longer, self._fused(whole[longer], image[longer]).to(whole.dtype))
         return self.norm(whole.flatten(2).transpose(1, 2))
 
     def _fused(self, whole: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """`whole` `(clips, channels, height, width)`, in patches, with the three windows in `image`."""
-        windows = self.local_projection(
-            image[:, 1:].flatten(0, 1)[:, None]
-        )  # (clips * 3, channels, height, width / 3)
+        windows = self.local_projection(image[:, 1:].flatten(0, 1)[:, None])
         local = windows.unflatten(0, (len(image), -1)).permute(0, 2, 3, 1, 4).flatten(3)  # one after the other in time
         return self.fusion(whole, F.pad(local, (0, whole.shape[-1] - local.shape[-1])))
 
@@ -92,7 +89,7 @@ class WindowAttention(HeadsAttention):
         self.register_buffer("relative_position_index", self.make_index(), persistent=False)
 
     def make_index(self) -> torch.Tensor:
-        """(patches * patches,): the row of the table for each pair of patches in a window, (length)^2 in all."""
+        """(length * length,): the row of the table for each pair of a window's `length` patches."""
         side = torch.arange(self.window_size)
         height, width = torch.meshgrid(side, side, indexing="ij")
         height, width = height.flatten(), width.flatten()
