@@ -14,6 +14,7 @@ from hf_clap import (
     HfClapTextModelWithProjection,
     contrastive_loss,
 )
+from hf_clap.losses import LOSSES
 from hf_clap.modeling_hf_clap import mean_of_windows
 
 
@@ -100,6 +101,20 @@ def test_loss_needs_pairs(small_config, small_inputs):
     model = small_model(small_config)
     with pytest.raises(ValueError, match="2 clips and 3 texts; pass one caption for each clip"):
         model(**small_inputs | {"input_features": small_inputs["input_features"][:2]}, return_loss=True)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_captions_that_read_the_same_are_not_contrasted(small_config, small_inputs, name):
+    small_config.loss, small_config.logit_bias_init_value = name, -2.0
+    model = small_model(small_config)
+    inputs = copy.deepcopy(small_inputs)
+    inputs["input_ids"][1] = inputs["input_ids"][0]
+    with torch.inference_mode():
+        output = model(**inputs, return_loss=True)
+    sides = (output.audio_embeds, output.text_embeds, 1 / 0.07, -2.0)
+    expected = LOSSES[name](*sides, groups=torch.tensor([0, 0, 1]))
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert output.loss.item() < LOSSES[name](*sides).item()
 
 
 def test_a_batch_is_its_singles(small_config, small_inputs):

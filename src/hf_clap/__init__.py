@@ -13,7 +13,7 @@ from .configuration_hf_clap import (
 from .conversion import convert_checkpoint
 from .conversion_back import convert_back
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
-from .losses import contrastive_loss
+from .losses import contrastive_loss, sigmoid_loss
 from .modeling_captioning import HfClapForAudioCaptioning
 from .modeling_cnn14 import HfClapCnn14Model
 from .modeling_hf_clap import (
@@ -76,4 +76,5 @@ __all__ = [
     "convert_checkpoint",
     "load_audio",
     "pipeline",
+    "sigmoid_loss",
 ]

@@ -212,6 +212,8 @@ class HfClapConfig(PreTrainedConfig):
         logit_scale_text_value (`float`, *optional*): logarithm of a logit scale for `logits_per_text` alone, where it
             has one of its own, as LAION's and transformers' checkpoints do. It is kept as it is: training here has
             one scale for both directions.
+        loss (`str`, defaults to `"softmax"`): what `return_loss=True` computes, `softmax` or `sigmoid`, which wants a
+            `logit_bias_init_value` too (-10 in its paper).
         concept_labels (`list[str]`, *optional*): the names of the `concept` projection's dimensions.
 
     Raises:
@@ -241,6 +243,7 @@ class HfClapConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     logit_bias_init_value: float | int | None = None
     logit_scale_text_value: float | int | None = None
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     concept_labels: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_hf_clap import HfClapConfig
-from .losses import contrastive_loss
+from .losses import LOSSES, caption_groups
 from .modeling_cnn14 import HfClapCnn14Model
 from .modeling_htsat import HfClapHtsatModel
 from .modeling_patch_cnn import HfClapPatchCnnModel
@@ -315,7 +315,8 @@ class HfClapModel(HfClapPreTrainedModel):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: `(texts, tokens)`, see `get_text_features`.
             input_features, input_features_mask, windows_per_clip, is_longer: see `get_audio_features`.
-            return_loss: whether to compute the contrastive loss; clip i then belongs to text i.
+            return_loss: whether to compute the contrastive loss; clip i then belongs to text i, and to those that read
+                the same it is neither near nor far.
 
         Returns:
             HfClapOutput: logits, embeddings and the towers' outputs.
@@ -337,7 +338,13 @@ class HfClapModel(HfClapPreTrainedModel):
                     f"The loss needs pairs, but there are {logits.shape[0]} clips and {logits.shape[1]} texts; pass "
                     "one caption for each clip."
                 )
-            loss = contrastive_loss(audio_embeds, text_embeds, bounded(self.logit_scale))
+            loss = LOSSES[self.config.loss](
+                audio_embeds,
+                text_embeds,
+                bounded(self.logit_scale),
+                self.logit_bias,
+                groups=caption_groups(input_ids, attention_mask),
+            )
         return HfClapOutput(
             loss=loss,
             logits_per_audio=logits,
