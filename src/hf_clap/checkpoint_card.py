@@ -57,8 +57,9 @@ def checkpoint_card(
         tags=["audio", "clap", task, f"arxiv:{KINDS[kind].paper}"],
         base_model=source.repository if source.on_hub else None,
     )
-    origin = f"`{source.file.name}`" + (f" of [{source.repository}](https://huggingface.co/{source.repository})"
-                                        if source.on_hub else "")  # fmt: skip
+    origin = f"`{source.file.name}`"
+    if source.on_hub:
+        origin += f" of [{source.repository}](https://huggingface.co/{source.repository})"
     with source.file.open("rb") as file:
         sha256 = sha_fileobj(file).hex()
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

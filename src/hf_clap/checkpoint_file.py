@@ -140,7 +140,8 @@ def find_checkpoint(source: str, kind: str) -> Source:
         return Source(path, str(path.parent), on_hub=False)
     if path.is_dir():
         found = [path / name for name in names if (path / name).is_file()]
-        if not found or (kind == "laion" and found[1:]):
+        # a published family's files are so many checkpoints; the others are formats of one
+        if not found or (KINDS[kind].repository is not None and found[1:]):
             raise FileNotFoundError(f"There is not one of {', '.join(names)} in {source}; name the file itself.")
         return Source(found[0], source, on_hub=False)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/\w[\w./-]*)?", source):

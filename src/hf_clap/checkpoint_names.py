@@ -49,17 +49,17 @@ class Layout:
     def is_computed(self, name: str) -> bool:
         return self.computed is not None and re.fullmatch(self.computed, name) is not None
 
-    def is_left_behind(self, source_name: str) -> bool:
-        return any(re.fullmatch(pattern, source_name) for pattern in self.left_behind)
+    def why_left_behind(self, source_name: str) -> str | None:
+        """The reason why one of their names is left behind, if it is."""
+        reasons = (reason for pattern, reason in self.left_behind.items() if re.fullmatch(pattern, source_name))
+        return next(reasons, None)
 
     def left_behind_of(self, source_names: Iterable[str]) -> dict[str, list[str]]:
         """Which of their names are left behind, by the reason."""
         found: dict[str, list[str]] = {}
         for name in source_names:
-            for pattern, reason in self.left_behind.items():
-                if re.fullmatch(pattern, name):
-                    found.setdefault(reason, []).append(name)
-                    break
+            if reason := self.why_left_behind(name):
+                found.setdefault(reason, []).append(name)
         return found
 
     def to_ours(self, state: StateDict, names: Iterable[str]) -> StateDict:
@@ -77,7 +77,7 @@ class Layout:
             state = split_qkv(state)
         sources = {name: self.source_name(name) for name in names if not self.is_computed(name)}
         missing = sorted(set(sources.values()) - set(state))
-        unexpected = sorted(name for name in set(state) - set(sources.values()) if not self.is_left_behind(name))
+        unexpected = sorted(name for name in set(state) - set(sources.values()) if not self.why_left_behind(name))
         if missing or unexpected:
             raise ValueError(
                 "The checkpoint does not fit its kind: "
@@ -134,6 +134,7 @@ CNN14_RULES: tuple[Rule, ...] = (
         lambda m: f"conv_block{int(m[1]) + 1}.{CNN14_LAYERS[m[2]]}{int(m[3]) + 1}.",
     ),
 )
+
 PATCH_AND_STAGE_RULES: tuple[Rule, ...] = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^patch_embed\.local_projection\.", "patch_embed.mel_conv2d."),

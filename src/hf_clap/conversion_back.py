@@ -71,7 +71,7 @@ def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: P
     state[f"{prefix}spectrogram_extractor.stft.conv_real.weight"] = real
     state[f"{prefix}spectrogram_extractor.stft.conv_imag.weight"] = imaginary
     state[f"{prefix}logmel_extractor.melW"] = mel_bank(extractor)
-    with writing(path):
+    with writing(path.name):  # its folder is a temporary one
         torch.save({"model": state}, path)
 
 
@@ -113,11 +113,11 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
     state = LAYOUTS["transformers"].to_theirs(model.state_dict())
     state.setdefault("logit_scale_t", state["logit_scale_a"])
     frozen = {name: tensor for name, tensor in theirs.state_dict().items() if name not in state}
-    unfilled = [name for name in frozen if not LAYOUTS["transformers"].is_left_behind(name)]
+    unfilled = [name for name in frozen if not LAYOUTS["transformers"].why_left_behind(name)]
     if unfilled:
         raise ValueError(f"transformers' CLAP has weights that hf_clap lacks: {', '.join(unfilled[:5])}.")
     theirs.load_state_dict(state | frozen)
-    with writing(path):
+    with writing(path.name):
         path.mkdir()
         theirs.save_pretrained(path)
         ClapProcessor(extractor, processor.tokenizer).save_pretrained(path)

@@ -102,8 +102,7 @@ def sigmoid_loss(
     def judge(queries: torch.Tensor, keys: torch.Tensor, first: int) -> torch.Tensor:
         logits = logit_scale * queries @ keys.T + (0.0 if logit_bias is None else logit_bias)
         targets = first + torch.arange(len(queries), device=queries.device)
-        signs = 2 * F.one_hot(targets, len(keys)).to(logits.dtype) - 1
-        losses = -F.logsigmoid(signs * logits)
+        losses = -F.logsigmoid(torch.where(_own(targets, len(keys)), logits, -logits))
         return (losses if groups is None else losses.masked_fill(_twins(groups, targets), 0.0)).sum()
 
     return _in_chunks(judge, audio_embeds, keys, offset, chunk_size)
@@ -144,8 +143,12 @@ def caption_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor | None 
 
 def _twins(groups: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(queries, keys): true where a key is of the query's group and not its own."""
-    own = F.one_hot(targets, len(groups)).bool()
-    return (groups[targets][:, None] == groups) & ~own
+    return (groups[targets][:, None] == groups) & ~_own(targets, len(groups))
+
+
+def _own(targets: torch.Tensor, keys: int) -> torch.Tensor:
+    """(queries, keys): true where a key is the query's own."""
+    return targets[:, None] == torch.arange(keys, device=targets.device)
 
 
 def _in_chunks(
