@@ -25,10 +25,15 @@ def main() -> None:
     tagger = hf_clap.pipeline(arguments.model)
     print(f"{'task':20} {'clips':>6} {'classes':>8} {'chance':>7} {'accuracy':>9}   prompt: {arguments.template}")
     for folder in arguments.folders:
-        rows = list(csv.DictReader((folder / "metadata.csv").open(encoding="utf-8")))
+        rows = read_rows(folder)
         classes = len({row["label"] for row in rows})
         score = accuracy(tagger, folder, rows, arguments.template)
         print(f"{folder.name:20} {len(rows):6} {classes:8} {1 / classes:7.3f} {score:9.4f}")
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metadata.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def accuracy(

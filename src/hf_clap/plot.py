@@ -1,7 +1,7 @@
 """Pictures of results. Needs matplotlib (in the extra `eval`)."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,43 @@ def plot_timeline(
     label_axes.hlines(np.arange(len(labels) - 1) + 0.5, 0, seconds, color="white", linewidth=2)
     figure.colorbar(image, ax=label_axes, label="score", aspect=10)
 
+    _save(figure, output)
+
+
+def plot_training(output: Path, logs: Sequence[Mapping[str, float]]) -> None:
+    """
+    Draw the loss over steps, and recalls over steps below it where there are any, as a PNG.
+
+    Args:
+        output: the file to write; it appears when it is complete.
+        logs: as `trainer.state.log_history`: mappings with `step`, and with `loss`, `eval_loss` or metrics whose names
+            hold `r@` or `accuracy`.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in logs:
+        for name, value in entry.items():
+            if name in ("loss", "eval_loss") or "r@" in name or "accuracy" in name:
+                curves.setdefault(name, []).append((entry["step"], value))
+    metrics = [name for name in curves if not name.endswith("loss")]
+    figure = Figure(figsize=(9, 6 if metrics else 3.5), layout="constrained")
+    axes = figure.subplots(2 if metrics else 1, 1, sharex=True, squeeze=False)[:, 0]
+    for name, curve in curves.items():
+        target = axes[-1] if name in metrics else axes[0]
+        style = {"linewidth": 1} if name == "loss" else {"linewidth": 1.5, "marker": "o", "markersize": 4}
+        target.plot(*zip(*curve, strict=True), label=name.replace("eval_", "evaluation ").replace("_", " "), **style)
+    axes[0].set(ylabel="loss")
+    axes[-1].set(xlabel="step")
+    if metrics:
+        axes[-1].set(ylim=(0, 1))
+        axes[-1].legend(fontsize="small", ncols=2)
+    if "eval_loss" in curves:
+        axes[0].legend(fontsize="small")
+    for target in axes:
+        target.grid(alpha=0.3)
+    _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.png")  # a killed run leaves no half picture behind
     try:
         figure.savefig(temporary, dpi=120)

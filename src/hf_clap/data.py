@@ -1,0 +1,436 @@
+"""Streamed audio-caption pairs: rows of any data set that `datasets` reads -> (waveform, caption).
+
+A reader is one loader worker of one process. It reads its own shards, or its own rows of a shard where there are fewer
+shards than readers; everything it draws (order, crop, caption) is drawn from the seed and its place in the stream, so
+that a few integers say where it is and it can go on from there.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .audio import iter_audio
+from .pair_columns import Columns, Pair, PairError
+from .waveform import AudioError
+
+logger = logging.getLogger(__name__)
+
+# What `load_dataset` calls the readers of single files.
+BUILDERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+}
+READ_ROWS = 16  # that are taken from a file at a time
+# So many skipped rows, times `max_skipped`, are forgiven before a share can be told.
+LEAST_ROWS = 100
+# A longer clip is read twice, for its length and up to the place that is drawn, so that it is never whole in memory.
+LONG_CLIP_S = 120.0
+
+
+def load_pairs(
+    source: Any,
+    feature_extractor: Any,
+    *,
+    split: str = "train",
+    audio: str | None = None,
+    caption: str | None = None,
+    label: str | None = None,
+    template: str | Sequence[str] = "this is a sound of {}",
+    where: Callable[[dict[str, Any]], bool] | None = None,
+    training: bool = True,
+    buffer_size: int = 1000,
+    max_skipped: float = 0.05,
+    seed: int = 0,
+    streaming: bool = True,
+) -> PairStream:
+    """
+    Audio-caption pairs of a data set, read as they are needed.
+
+    Args:
+        source: a Hub id; a folder or a file of Parquet, WebDataset tars, JSON lines or CSV, or of audio with a
+            `metadata.csv`; a glob or URL of such files; or a data set of `datasets`.
+        feature_extractor: gives the rate in Hz of the waveforms, and the length in seconds that is cropped.
+        split: of the source, where it has several.
+        audio: column of audio; the one of that type when absent. A column inside another is written `json.wave`.
+        caption: column of captions, or of lists of them; `caption`, `captions`, `text` or `txt` when absent.
+        label: column of labels (text, class indices with names, or lists of either), which make captions by `template`
+            for rows that have none; `label` or `labels` when absent.
+        template: with `{}` for the label, or several.
+        where: of the row as it is stored, audio not decoded: whether it takes part.
+        training: endless, shuffled, one caption of a list and one template drawn in each epoch, and longer clips
+            cropped at random. Otherwise one pass in the stored order, whole clips, first captions.
+        buffer_size: rows that are shuffled together, as they are stored.
+        max_skipped: share of rows with unreadable audio or without a caption above which reading stops.
+        seed: of everything that is drawn.
+        streaming: whether to read from where the data are; otherwise they are downloaded first.
+
+    Returns:
+        PairStream: an iterable data set for `PairLoader`, PyTorch's `DataLoader` or a Trainer (with `max_steps`).
+
+    Raises:
+        PairError: if a column is missing.
+
+    Example:
+
+    ```python
+    >>> import datasets, hf_clap
+    >>> from hf_clap.data import load_pairs
+
+    >>> sounds = [{"array": [0.1] * 800, "sampling_rate": 8000}] * 2
+    >>> rows = datasets.IterableDataset.from_generator(
+    ...     lambda: ({"audio": sound, "label": label} for sound, label in zip(sounds, ["rain", "a dog"]))
+    ... )
+    >>> extractor = hf_clap.HfClapFeatureExtractor(sampling_rate=16000)
+    >>> [(pair.audio.shape, pair.caption) for pair in load_pairs(rows, extractor, training=False)]
+    [((1600,), 'this is a sound of rain'), ((1600,), 'this is a sound of a dog')]
+
+    ```
+    """
+    templates = [template] if isinstance(template, str) else list(template)
+    if not templates or not all("{}" in each for each in templates):
+        raise PairError(f"template={template!r} needs {{}} where the label goes.")
+    rows = _open(source, split, streaming)
+    return _SourcePairs(
+        rows,
+        Columns.of(rows, audio, caption, label, templates),
+        sampling_rate=feature_extractor.sampling_rate,
+        # a fused model hears the whole of a long clip at once
+        crop_samples=feature_extractor.max_samples if training and feature_extractor.crop != "fusion" else None,
+        where=where,
+        training=training,
+        buffer_size=buffer_size,
+        max_skipped=max_skipped,
+        seed=seed,
+    )
+
+
+def interleave_pairs(streams: Sequence[PairStream], weights: Sequence[float] | None = None) -> PairStream:
+    """
+    Several streams as one: each pair comes from one of them, drawn by weight (the paper's training set is four).
+
+    Args:
+        streams: of one rate, and all for training or none.
+        weights: of the draw, of any sum; equal when absent.
+
+    Returns:
+        PairStream: endless for training; otherwise it ends with the last of the streams.
+
+    Raises:
+        PairError: for streams that do not go together, or weights that are not one positive number for each.
+    """
+    weights = [1.0] * len(streams) if weights is None else list(weights)
+    if len(weights) != len(streams) or not streams or not all(0 < weight < math.inf for weight in weights):
+        raise PairError(f"{len(streams)} streams need as many positive weights; there are {weights}.")
+    for name in ("sampling_rate", "training"):
+        if len({getattr(stream, name) for stream in streams}) > 1:
+            raise PairError(f"The streams differ in {name}; load them for one model and one purpose.")
+    return _InterleavedPairs(streams, weights)
+
+
+class PairStream(IterableDataset):
+    """
+    Pairs in a stream; made by `load_pairs` and `interleave_pairs`.
+
+    In a process of several, `split` gives its part; inside a `DataLoader` each worker reads its own part of that. No
+    pair is read twice in an epoch and none is left out.
+    """
+
+    def __init__(self, sampling_rate: int, training: bool, seed: int):
+        self.sampling_rate = sampling_rate
+        self.training = training
+        self.seed = seed
+        self.rank, self.world_size = 0, 1
+        self._epoch = 0
+        self._resume: list[dict[str, Any]] | None = None
+        self._state: dict[str, Any] | None = None
+
+    def split(self, rank: int, world_size: int) -> PairStream:
+        """The part of one process of several; the parts of all processes are the whole."""
+        if not 0 <= rank < world_size:
+            raise PairError(f"There is no process {rank} among {world_size}; they count from 0.")
+        part = copy.copy(self)
+        part.rank, part.world_size = rank, world_size
+        return part
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration begins with; epochs differ in their order, crops and captions."""
+        self._epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration in this process is: a few integers."""
+        return copy.deepcopy(self.start(0) if self._state is None else self._state)
+
+    def load_state_dict(self, state: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """Let the next iteration go on after the pair with which `state` was taken; for loader workers, a list."""
+        self._resume = copy.deepcopy(state) if isinstance(state, list) else [copy.deepcopy(state)]
+
+    def forget_state(self) -> None:
+        """Let the next iteration begin at the start again."""
+        self._resume = None
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """`rows` read so far in this process, and how many of them had unusable `audio` or no `caption`."""
+        return skipped_in([self.state_dict()])
+
+    def __iter__(self) -> Iterator[Pair]:
+        worker = get_worker_info()
+        workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
+        readers = self.world_size * workers
+        state = self.start(index)
+        if self._resume is not None:
+            if len(self._resume) != workers:
+                raise PairError(
+                    f"The state is that of {len(self._resume)} loader workers; go on with as many, not {workers}."
+                )
+            state = self._resume[index]
+        self.forget_state()
+        if state.get("readers", readers) != readers:
+            raise PairError(
+                f"The state is that of {state['readers']} readers (processes times loader workers); go on with as "
+                f"many, not {readers}."
+            )
+        return self._iterate(self.rank * workers + state["worker"], readers, state)
+
+    def _iterate(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[Pair]:
+        self._state = state
+        for pair, after in self.pairs_from(reader, readers, state):
+            self._state = {**after, "worker": state["worker"], "readers": readers}
+            yield pair
+
+    def start(self, worker: int) -> dict[str, Any]:
+        """The state before the first pair, of one loader worker."""
+        raise NotImplementedError
+
+    def pairs_from(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[tuple[Pair, dict[str, Any]]]:
+        """The pairs of one reader of several after `state`, each with the state after it."""
+        raise NotImplementedError
+
+
+class _SourcePairs(PairStream):
+    """Pairs of one source."""
+
+    def __init__(
+        self,
+        rows: Any,
+        columns: Columns,
+        *,
+        sampling_rate: int,
+        crop_samples: int | None,
+        where: Callable[[dict[str, Any]], bool] | None,
+        training: bool,
+        buffer_size: int,
+        max_skipped: float,
+        seed: int,
+    ):
+        super().__init__(sampling_rate, training, seed)
+        if buffer_size < 1 or not 0 <= max_skipped <= 1:
+            raise PairError("buffer_size must be at least 1, and max_skipped a share between 0 and 1.")
+        self.rows = rows
+        self.columns = columns
+        self.crop_samples = crop_samples
+        self.where = where
+        self.buffer_size = buffer_size if training else 1
+        self.max_skipped = max_skipped
+
+    def start(self, worker: int) -> dict[str, Any]:
+        place = {"epoch": self._epoch, "shard": 0, "row": 0, "taken": 0, "index": 0}
+        return place | {"worker": worker, "skipped": {"rows": 0, "audio": 0, "caption": 0}}
+
+    def pairs_from(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[tuple[Pair, dict[str, Any]]]:
+        epoch, taken, index = state["epoch"], state["taken"], state["index"]
+        place, skipped = (state["shard"], state["row"]), dict(state["skipped"])
+        while True:
+            whole, first_index, pairs = (*place, taken) == (0, 0, 0), index, 0
+            for start, block in self._blocks(reader, readers, epoch, place):
+                order: Any = range(len(block))
+                if self.training:
+                    order = np.random.default_rng([self.seed, reader, epoch, *start]).permutation(len(block))
+                for row in order[taken:]:
+                    pair = self._pair(block[row], skipped, np.random.default_rng([self.seed, reader, index]))
+                    taken, index = taken + 1, index + 1
+                    if pair is not None:
+                        pairs += 1
+                        after = {"epoch": epoch, "shard": start[0], "row": start[1], "taken": taken, "index": index}
+                        yield pair, after | {"skipped": dict(skipped)}
+                taken = 0
+            if whole and index > first_index and not pairs:
+                raise PairError(f"{_share(skipped)}, and not one can be used; mend the data.")
+            if not self.training or (whole and index == first_index):  # the end, or there is no row for this reader
+                return
+            epoch, place = epoch + 1, (0, 0)
+
+    def _blocks(
+        self, reader: int, readers: int, epoch: int, place: tuple[int, int]
+    ) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
+        """
+        Rows of an epoch in blocks of `buffer_size`, each with its place: (shard, row) of its first row. A block is
+        filled, shuffled and emptied before the next one, so that its place is all there is to remember of it.
+        """
+        block: list[dict[str, Any]] = []
+        for at, row in self._rows_from(reader, readers, epoch, place):
+            if not block:
+                first = at
+            block.append(row)
+            if len(block) == self.buffer_size:
+                yield first, block
+                block = []
+        if block:
+            yield first, block
+
+    def _rows_from(
+        self, reader: int, readers: int, epoch: int, place: tuple[int, int]
+    ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+        """The reader's rows from (shard, row) on, each with its place; shards count in the reader's own order."""
+        shards = self.rows.num_shards
+        order: Any = range(shards)
+        if self.training:
+            order = np.random.default_rng([self.seed, epoch]).permutation(shards)
+        if shards >= readers:
+            own, share, sharers = order[reader::readers], 0, 1
+        else:
+            own, share = order[[reader % shards]] if self.training else [reader % shards], reader // shards
+            sharers = len(range(reader % shards, readers, shards))
+        for shard in range(place[0], len(own)):
+            stored = self.rows.shard(num_shards=shards, index=int(own[shard]), contiguous=False)
+            number = -1
+            # `iter` and not `for row in stored`, which would share the rows among loader workers by a rule of its own
+            for batch in stored.iter(batch_size=READ_ROWS):
+                for values in zip(*batch.values(), strict=True):
+                    number += 1
+                    if number % sharers != share or (shard == place[0] and number < place[1]):
+                        continue
+                    row = dict(zip(batch, values, strict=True))
+                    if self.where is None or self.where(row):
+                        yield (shard, number), row
+
+    def _pair(self, row: dict[str, Any], skipped: dict[str, int], random: np.random.Generator) -> Pair | None:
+        skipped["rows"] += 1
+        caption = self.columns.caption_of(row, random if self.training else None)
+        if not caption:
+            self._skip(skipped, "caption", "A row has neither a caption nor a label")
+            return None
+        try:
+            audio = _read(self.columns.audio_of(row), self.sampling_rate, self.crop_samples, random)
+        except (AudioError, FileNotFoundError) as error:
+            self._skip(skipped, "audio", str(error).rstrip("."))
+            return None
+        return Pair(audio, caption)
+
+    def _skip(self, skipped: dict[str, int], reason: str, message: str) -> None:
+        skipped[reason] += 1
+        if skipped[reason] == 1:
+            logger.warning("%s; it is skipped, and further ones are only counted.", message)
+        left_out = skipped["audio"] + skipped["caption"]
+        if left_out > self.max_skipped * max(skipped["rows"], LEAST_ROWS):
+            raise PairError(
+                f"{_share(skipped)}; the last one: {message}. Mend the data, or raise max_skipped={self.max_skipped}."
+            )
+
+
+class _InterleavedPairs(PairStream):
+    """Several streams as one."""
+
+    def __init__(self, streams: Sequence[PairStream], weights: Sequence[float]):
+        super().__init__(streams[0].sampling_rate, streams[0].training, streams[0].seed)
+        self.streams = list(streams)
+        self.weights = np.array(weights, dtype=np.float64)
+
+    def set_epoch(self, epoch: int) -> None:
+        for stream in self.streams:
+            stream.set_epoch(epoch)
+
+    def start(self, worker: int) -> dict[str, Any]:
+        return {"worker": worker, "index": 0, "streams": [stream.start(worker) for stream in self.streams]}
+
+    def pairs_from(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[tuple[Pair, dict[str, Any]]]:
+        states, index = list(state["streams"]), state["index"]
+        running = [
+            stream.pairs_from(reader, readers, of_stream)
+            for stream, of_stream in zip(self.streams, states, strict=True)
+        ]
+        weights = np.where([of_stream.get("ended", False) for of_stream in states], 0.0, self.weights)
+        while weights.any():
+            draw = np.random.default_rng([self.seed, reader, index, len(states)])
+            chosen = int(draw.choice(len(weights), p=weights / weights.sum()))
+            index += 1
+            pair, states[chosen] = next(running[chosen], (None, {**states[chosen], "ended": True}))
+            if pair is None:
+                weights[chosen] = 0.0
+            else:
+                yield pair, {"index": index, "streams": list(states)}
+
+
+def _open(source: Any, split: str, streaming: bool) -> Any:
+    """A `datasets.IterableDataset` with audio as it is stored."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError('Training data need datasets: run `pip install "hf_clap[train]"`.') from error
+    if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        source = source[split]
+    elif not isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
+        name = str(source)
+        ending = next((builder for suffix, builder in BUILDERS.items() if name.lower().endswith(suffix)), None)
+        if ending is None:
+            source = datasets.load_dataset(name, split=split, streaming=streaming)
+        else:  # single files are of no split, and so all of them are "train"
+            source = datasets.load_dataset(ending, data_files=name, split="train", streaming=streaming)
+    if isinstance(source, datasets.Dataset):
+        source = source.to_iterable_dataset(num_shards=max(1, min(64, len(source))))
+    return source if source.features is None else source.decode(False)
+
+
+def _read(source: Any, sampling_rate: int, crop_samples: int | None, random: np.random.Generator) -> np.ndarray:
+    """(samples,): a clip, or a stretch of `crop_samples` of it from a place that is drawn."""
+    if isinstance(source, Mapping) and not source.get("bytes") and "://" in str(source.get("path") or ""):
+        import fsspec  # comes with datasets
+
+        with fsspec.open(source["path"], "rb") as file:  # in an archive or on a server
+            source = {"bytes": file.read(), "path": source["path"]}
+    kept, samples = [], 0
+    for block in iter_audio(source, sampling_rate):
+        samples += len(block)
+        if crop_samples is None or samples <= LONG_CLIP_S * sampling_rate:
+            kept.append(block)
+    if crop_samples is None or samples <= crop_samples:
+        return np.concatenate(kept)
+    start = int(random.integers(samples - crop_samples + 1))
+    if samples <= LONG_CLIP_S * sampling_rate:
+        return np.concatenate(kept)[start : start + crop_samples]
+    return _stretch(iter_audio(source, sampling_rate), start, crop_samples)
+
+
+def _stretch(blocks: Iterator[np.ndarray], start: int, samples: int) -> np.ndarray:
+    """(samples,) of a waveform that comes in blocks, from `start` on."""
+    kept, end = [], 0
+    for block in blocks:
+        begin, end = end, end + len(block)
+        kept.append(block[max(0, start - begin) : max(0, start + samples - begin)])
+        if end >= start + samples:
+            break
+    return np.concatenate(kept)
+
+
+def _share(skipped: dict[str, int]) -> str:
+    return (
+        f"Of {skipped['rows']} rows, {skipped['audio']} have audio that cannot be used and {skipped['caption']} have "
+        "no caption"
+    )
+
+
+def skipped_in(states: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """`rows` read, and how many of them had unusable `audio` or no `caption`, added up over states of streams."""
+    parts = [state["skipped"] if "skipped" in state else skipped_in(state["streams"]) for state in states]
+    return {reason: sum(part[reason] for part in parts) for reason in ("rows", "audio", "caption")}

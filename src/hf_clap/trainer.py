@@ -1,0 +1,306 @@
+"""`Trainer` for audio-caption pairs: negatives of all processes, gradient caching, exact resume, retrieval metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, rotate_checkpoints
+
+from .collator import PairCollator
+from .contrastive_step import contrastive_step, unwrapped
+from .data import PairStream
+from .losses import LOSSES, caption_groups
+from .modeling_hf_clap import bounded
+from .optimization import clamp_logit_scale, freeze, hold_still, parameter_groups
+from .pair_loader import PairLoader
+from .retrieval import retrieval_metrics
+from .training_checkpoint import new_checkpoint
+
+EVALUATION_CHUNK = 1024  # rows of the logits of the whole evaluation set that are in memory at a time
+
+
+@dataclass
+class HfClapTrainingArguments(TrainingArguments):
+    """
+    transformers' `TrainingArguments`, and what training on pairs adds to them.
+
+    Args:
+        audio_learning_rate, text_learning_rate: of the towers; `learning_rate`, which the projections have, when
+            absent.
+        freeze_audio, freeze_text: whether that tower stays as it is.
+        freeze_batch_norm: whether batch norms keep the statistics of the checkpoint.
+        micro_batch_size: pairs that are on the device at a time; the negatives are still those of the whole batch
+            (gradient caching). `per_device_train_batch_size`, in one pass, when absent.
+        loss_chunk_size: rows of the batch's logits that are in memory at a time; all when absent.
+    """
+
+    audio_learning_rate: float | None = field(default=None)
+    text_learning_rate: float | None = field(default=None)
+    freeze_audio: bool = field(default=False)
+    freeze_text: bool = field(default=False)
+    freeze_batch_norm: bool = field(default=False)
+    micro_batch_size: int | None = field(default=None)
+    loss_chunk_size: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise processes without a GPU do not find each other
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+
+
+class HfClapTrainer(Trainer):
+    """
+    transformers' `Trainer` for `HfClapModel` and pairs.
+
+    * The loss contrasts the pairs of all processes, with gradients, in one batch of any size (`micro_batch_size`).
+    * A `PairStream` for training goes on exactly where a checkpoint was written; it needs `max_steps`.
+    * A checkpoint is there when it is complete: killed while writing one, the run goes on from the one before.
+    * Evaluation gives the loss of the whole evaluation set as one batch, and `retrieval_metrics`.
+
+    Args:
+        model: an `HfClapModel`, also with adapters of peft.
+        args: `HfClapTrainingArguments`.
+        processing_class: the `HfClapProcessor`, saved with the model; makes the batches, unless there is a
+            `data_collator`.
+        train_dataset, eval_dataset: streams of `load_pairs`, or data sets of `Pair` with a length.
+        options: further arguments of `Trainer`.
+
+    Example:
+
+    ```python
+    processor = HfClapProcessor.from_pretrained(hf_clap.TINY)
+    trainer = HfClapTrainer(
+        HfClapModel.from_pretrained(hf_clap.TINY),
+        HfClapTrainingArguments("finetuned", max_steps=500, per_device_train_batch_size=128, freeze_audio=True),
+        processing_class=processor,
+        train_dataset=load_pairs("user/sounds", processor.feature_extractor),
+    )
+    trainer.train()
+    ```
+    """
+
+    args: HfClapTrainingArguments
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: HfClapTrainingArguments,
+        *,
+        processing_class: Any,
+        data_collator: Any = None,
+        **options: Any,
+    ):
+        freeze(model, audio=args.freeze_audio, text=args.freeze_text)
+        if isinstance(options.get("train_dataset"), PairStream):
+            args.ignore_data_skip = True  # the stream's own state leads to the place, without reading up to it
+        collator = PairCollator(processing_class) if data_collator is None else data_collator
+        self._loader: PairLoader | None = None
+        self._last_log: tuple[float, int] | None = None
+        self._staging: Path | None = None
+        super().__init__(model, args, data_collator=collator, processing_class=processing_class, **options)
+        self.add_callback(_ClampLogitScale())
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """
+        See `Trainer.train`.
+
+        Raises:
+            ValueError: if the run to resume has done all of its `max_steps`.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        if isinstance(resume_from_checkpoint, str):
+            steps = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
+            if 0 < self.args.max_steps <= steps:
+                raise ValueError(f"{resume_from_checkpoint} is the end of its run of {steps} steps; raise max_steps.")
+        self._last_log = None
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, PairStream):
+            return super().get_train_dataloader()
+        part = self.train_dataset.split(self.args.process_index, self.args.world_size)
+        self._loader = self._pair_loader(part, self._train_batch_size)
+        return self._loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's share of the evaluation set."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        rank, processes = self.args.process_index, self.args.world_size
+        if isinstance(dataset, PairStream):
+            return self._pair_loader(dataset.split(rank, processes), self.args.eval_batch_size)
+        if dataset is None or not hasattr(dataset, "__len__"):
+            raise ValueError("The evaluation needs eval_dataset: a stream of load_pairs, or pairs with a length.")
+        share = Subset(dataset, range(rank, len(dataset), processes))
+        return DataLoader(share, self.args.eval_batch_size, collate_fn=self.data_collator)
+
+    def _pair_loader(self, pairs: PairStream, batch_size: int) -> PairLoader:
+        args = self.args
+        options = {"pin_memory": args.dataloader_pin_memory, "prefetch_factor": args.dataloader_prefetch_factor}
+        return PairLoader(pairs, batch_size, self.data_collator, args.dataloader_num_workers, **options)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        args = self.args
+        if self.optimizer is not None or (args.audio_learning_rate is None and args.text_learning_rate is None):
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        make, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+        if not {"params", "model", "optimizer_dict"}.isdisjoint(options):
+            raise ValueError(f"optim={args.optim} groups parameters itself; leave the towers' learning rates out.")
+        groups = parameter_groups(
+            model,
+            args.learning_rate,
+            audio_learning_rate=args.audio_learning_rate,
+            text_learning_rate=args.text_learning_rate,
+            weight_decay=args.weight_decay,
+        )
+        self.optimizer = make(groups, **options)
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        if callable(set_mode := getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            set_mode()
+        hold_still(unwrapped(model), self.args.freeze_batch_norm)
+        share = self.current_gradient_accumulation_steps
+        loss = contrastive_step(
+            model,
+            inputs,
+            micro_batch_size=self.args.micro_batch_size,
+            chunk_size=self.args.loss_chunk_size,
+            backward=lambda loss: self.accelerator.backward(loss / share),
+            no_sync=partial(self.accelerator.no_sync, model),
+        )
+        return loss / share
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The loss of all pairs as one batch, whatever the batch size and number of processes, and their retrieval."""
+        # not through DDP, which would wait for processes that have more batches
+        model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
+        core = unwrapped(model)
+        model.eval()
+        parts = []
+        for batch in dataloader:
+            batch = self._prepare_inputs({name: value for name, value in batch.items() if name != "return_loss"})
+            with self.compute_loss_context_manager():
+                outputs = model(**batch)
+            groups = caption_groups(batch["input_ids"], batch.get("attention_mask"))
+            embeds = outputs.audio_embeds, outputs.text_embeds
+            parts.append((*(embed.float().cpu() for embed in embeds), groups.cpu()))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        parts = _of_all_processes(parts)
+        if not parts:
+            raise ValueError("The evaluation set holds no pairs; check eval_dataset.")
+        audio_embeds, text_embeds, groups = map(torch.cat, zip(*parts, strict=True))
+        scale = bounded(core.logit_scale).float().cpu()
+        bias = None if core.logit_bias is None else core.logit_bias.float().cpu()
+        loss = LOSSES[core.config.loss](
+            audio_embeds, text_embeds, scale, bias, groups=groups, chunk_size=EVALUATION_CHUNK
+        )
+        metrics = {"loss": loss.item(), **retrieval_metrics(audio_embeds, text_embeds, groups)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(groups))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds `pairs_per_s` of all processes since the last log, and the rows skipped in this process, if any."""
+        if "loss" in logs:
+            now = time.perf_counter(), self.state.global_step
+            if self._last_log is not None and now[1] > self._last_log[1]:
+                pairs = (now[1] - self._last_log[1]) * self.get_total_train_batch_size(self.args)
+                logs["pairs_per_s"] = round(pairs / (now[0] - self._last_log[0]), 2)
+            self._last_log = now
+            if self._loader is not None:
+                self.state.epoch = self.state.global_step / self.state.max_steps  # Trainer counts from the resume
+                skipped = self._loader.skipped
+                logs |= {f"skipped_{reason}": skipped[reason] for reason in ("audio", "caption") if skipped[reason]}
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        args = self.args
+        run = Path(super()._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        with new_checkpoint(folder, args.should_save, self.accelerator.wait_for_everyone) as written:
+            self._staging = written.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            if self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(folder)
+                if args.should_save:
+                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        if args.should_save:
+            rotate_checkpoints(str(run), args.save_total_limit, self.state.best_model_checkpoint)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # otherwise the folder is about to be renamed
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._loader is not None:  # here, because this is what every process saves
+            Path(output_dir, self._loader_state_name()).write_text(json.dumps(self._loader.state_dict()))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._loader is None or checkpoint is None:
+            return
+        path = Path(checkpoint, self._loader_state_name())
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{checkpoint} does not say where process {self.args.process_index} was in its pairs; go on with as "
+                "many processes as wrote it."
+            )
+        self._loader.load_state_dict(json.loads(path.read_text()))
+
+    def _loader_state_name(self) -> str:
+        return f"pairs_{self.args.process_index}.json"
+
+
+class _ClampLogitScale(TrainerCallback):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        clamp_logit_scale(unwrapped(kwargs["model"]))
+
+
+def _of_all_processes(parts: list[Any]) -> list[Any]:
+    """The parts of all processes, process after process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return parts
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, parts)
+    return [part for parts_of_process in gathered for part in parts_of_process]
