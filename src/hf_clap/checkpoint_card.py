@@ -11,24 +11,7 @@ from yaml import YAMLError
 from .checkpoint_file import KINDS, Source
 from .checkpoint_names import LAYOUTS, StateDict
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
-
-USE = {
-    "tagging": """\
-import hf_clap
-
-tagger = hf_clap.pipeline("{name}")
-print(tagger("sound.wav", ["a dog", "rain"]))
-""",
-    "captioning": """\
-import hf_clap
-
-model = hf_clap.HfClapForAudioCaptioning.from_pretrained("{name}").eval()
-processor = hf_clap.HfClapProcessor.from_pretrained("{name}")
-waveform = hf_clap.load_audio("sound.wav", processor.feature_extractor.sampling_rate)
-inputs = processor(audio=waveform, sampling_rate=processor.feature_extractor.sampling_rate)
-print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0].strip())
-""",
-}
+from .model_card import front_end, parameters, table, task_of
 
 
 def checkpoint_card(
@@ -48,13 +31,13 @@ def checkpoint_card(
     Returns:
         str: Markdown with the Hub's metadata.
     """
-    task = "captioning" if kind == "clapcap" else "tagging"
+    task = task_of(model)
     licence = _licence(kind, source)
     data = ModelCardData(
         license=licence,
         library_name="hf_clap",
-        pipeline_tag="zero-shot-audio-classification" if task == "tagging" else None,
-        tags=["audio", "clap", task, f"arxiv:{KINDS[kind].paper}"],
+        pipeline_tag=task.pipeline_tag,
+        tags=["audio", "clap", task.tag, f"arxiv:{KINDS[kind].paper}"],
         base_model=source.repository if source.on_hub else None,
     )
     origin = f"`{source.file.name}`"
@@ -62,17 +45,14 @@ def checkpoint_card(
         origin += f" of [{source.repository}](https://huggingface.co/{source.repository})"
     with source.file.open("rb") as file:
         sha256 = sha_fileobj(file).hex()
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    bank = extractor.mel_sampling_rate or extractor.sampling_rate
     rows = {
         "source": f"{origin}, {source.file.stat().st_size} bytes",
         "SHA-256 of the source": f"`{sha256}`",
         "kind": kind,
         "paper": f"[arXiv {KINDS[kind].paper}](https://arxiv.org/abs/{KINDS[kind].paper})",
         "licence": licence or f"unknown; that of the published weights is {KINDS[kind].licence or 'theirs to say'}",
-        "parameters": f"{millions:.1f} million",
-        "audio": f"{extractor.sampling_rate} Hz, windows of {extractor.max_length_s} s, {extractor.feature_size} mel "
-        f"bins ({extractor.mel_scale}, {extractor.f_min} to {extractor.f_max} Hz, at {bank} Hz)",
+        "parameters": parameters(model),
+        "audio": front_end(extractor),
     }
     return "\n".join(
         [
@@ -80,9 +60,8 @@ def checkpoint_card(
             f"# {name}\n",
             "A CLAP (contrastive language-audio pretraining) checkpoint, converted to hf_clap without a change to its "
             "weights.\n",
-            "| | |\n|---|---|",
-            *(f"| {title} | {value} |" for title, value in rows.items()),
-            f"\n```python\n{USE[task].format(name=name)}```\n",
+            *table(("", ""), rows.items()),
+            f"\n```python\n{task.use.format(name=name, rate=extractor.sampling_rate)}```\n",
             "Weights of the source that have no place here:\n",
             *_left_behind(kind, state),
             "",
