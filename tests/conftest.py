@@ -2,14 +2,19 @@
 
 import copy
 import importlib.util
+import io
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import soundfile
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read as huggingface_hub is imported: no test needs the network
+
+import datasets
 
 import hf_clap
 
@@ -101,6 +106,27 @@ def small_inputs():
         "input_ids": torch.randint(1, 60, (3, 7), generator=generator),
         "attention_mask": mask,
     }
+
+
+@pytest.fixture(scope="session")
+def pair_shards(tmp_path_factory):
+    """A folder of 4 Parquet shards of 16 half-second sounds with captions, as the Hub keeps them."""
+    folder = tmp_path_factory.mktemp("pairs")
+    features = datasets.Features(
+        {"audio": datasets.Audio(), "caption": datasets.Value("string"), "number": datasets.Value("int64")}
+    )
+    for shard in range(4):
+        rows = []
+        for number in range(shard * 16, shard * 16 + 16):
+            buffer = io.BytesIO()
+            waveform = tone(0.5, 16000, 110.0 * 1.06**number) if number % 2 else noise(0.5, 16000, number)
+            soundfile.write(buffer, waveform, 16000, format="FLAC")
+            caption = f"a tone of pitch {number}" if number % 2 else f"noise number {number}"
+            audio = {"bytes": buffer.getvalue(), "path": f"{number}.flac"}
+            rows.append({"audio": audio, "caption": caption, "number": number})
+        table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+        pyarrow.parquet.write_table(table, folder / f"train-{shard:05}-of-00004.parquet")
+    return folder
 
 
 def tone(seconds=2.0, rate=16000, frequency=440.0):

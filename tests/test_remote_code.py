@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from conftest import SMALL_AUDIO, noise
-from hf_clap import HfClapCaptioningConfig, HfClapForAudioCaptioning, HfClapModel
+from hf_clap import (
+    TINY,
+    HfClapCaptioningConfig,
+    HfClapForAudioCaptioning,
+    HfClapForAudioClassification,
+    HfClapModel,
+)
 
 PROGRAM = """
 import json, sys
@@ -123,3 +129,42 @@ def test_captioning_loads_without_hf_clap(tmp_path):
     assert result["module"].startswith("transformers_modules.")
     features = torch.linspace(-60, 0, 200 * 64).view(1, 1, 200, 64)
     assert result["said"] == model.generate(features, max_new_tokens=5, eos_token_id=None).tolist()
+
+
+CLASSIFICATION_PROGRAM = """
+import json, sys
+sys.modules["hf_clap"] = None
+import numpy as np
+from transformers import AutoModelForAudioClassification, pipeline
+
+folder, clip = sys.argv[1:]
+model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
+classifier = pipeline("audio-classification", model=folder, trust_remote_code=True, device="cpu")
+found = classifier({"array": np.load(clip), "sampling_rate": 16000})
+print(json.dumps({"module": type(model).__module__, "found": {entry["label"]: entry["score"] for entry in found}}))
+"""
+
+
+def test_classification_loads_without_hf_clap(tmp_path, processor):
+    torch.manual_seed(0)
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    model = HfClapForAudioClassification.from_pretrained(TINY, **names)
+    folder = tmp_path / "someones-classifier"
+    model.save_pretrained(folder)
+    processor.feature_extractor.save_pretrained(folder)
+    waveform = noise(3.0)
+    np.save(tmp_path / "clip.npy", waveform)
+    finished = subprocess.run(
+        [sys.executable, "-c", CLASSIFICATION_PROGRAM, str(folder), str(tmp_path / "clip.npy")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["module"].startswith("transformers_modules.")
+    inputs = processor.feature_extractor(waveform, sampling_rate=16000)
+    with torch.inference_mode():
+        scores = model(**inputs).logits[0].softmax(dim=0).tolist()
+    assert result["found"] == pytest.approx(dict(zip("ab", scores, strict=True)), abs=1e-5)

@@ -1,8 +1,11 @@
 """hf_clap: contrastive language-audio pretraining, native to Hugging Face."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from typing import Any
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoProcessor
 
 from .audio import load_audio
+from .collator import PairCollator
 from .configuration_hf_clap import (
     HfClapCaptioningConfig,
     HfClapCnn14Config,
@@ -10,11 +13,16 @@ from .configuration_hf_clap import (
     HfClapHtsatConfig,
     HfClapPatchCnnConfig,
 )
+from .contrastive_step import contrastive_step
 from .conversion import convert_checkpoint
 from .conversion_back import convert_back
+from .data import PairStream, interleave_pairs, load_pairs
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
+from .hub import push_to_hub
 from .losses import contrastive_loss, sigmoid_loss
+from .model_card import training_card, write_card
 from .modeling_captioning import HfClapForAudioCaptioning
+from .modeling_classification import HfClapForAudioClassification
 from .modeling_cnn14 import HfClapCnn14Model
 from .modeling_hf_clap import (
     HfClapAudioModelWithProjection,
@@ -24,6 +32,8 @@ from .modeling_hf_clap import (
 )
 from .modeling_htsat import HfClapHtsatModel
 from .modeling_patch_cnn import HfClapPatchCnnModel
+from .pair_columns import Pair, PairError
+from .pair_loader import PairLoader
 from .pipeline import TINY, HfClapPipeline, pipeline
 from .processing_hf_clap import HfClapProcessor
 from .waveform import AudioError, as_waveform
@@ -39,6 +49,7 @@ for _config, _model in (
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
+AutoModelForAudioClassification.register(HfClapConfig, HfClapForAudioClassification, exist_ok=True)
 for _config in (HfClapConfig, HfClapCaptioningConfig):
     AutoFeatureExtractor.register(_config, HfClapFeatureExtractor, exist_ok=True)
     AutoProcessor.register(_config, HfClapProcessor, exist_ok=True)
@@ -48,6 +59,7 @@ HfClapConfig.register_for_auto_class()
 HfClapModel.register_for_auto_class("AutoModel")
 HfClapCaptioningConfig.register_for_auto_class()
 HfClapForAudioCaptioning.register_for_auto_class("AutoModel")
+HfClapForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 HfClapFeatureExtractor.register_for_auto_class()
 HfClapProcessor.register_for_auto_class()
 
@@ -61,6 +73,7 @@ __all__ = [
     "HfClapConfig",
     "HfClapFeatureExtractor",
     "HfClapForAudioCaptioning",
+    "HfClapForAudioClassification",
     "HfClapHtsatConfig",
     "HfClapHtsatModel",
     "HfClapModel",
@@ -70,11 +83,33 @@ __all__ = [
     "HfClapPipeline",
     "HfClapProcessor",
     "HfClapTextModelWithProjection",
+    "HfClapTrainer",
+    "HfClapTrainingArguments",
+    "Pair",
+    "PairCollator",
+    "PairError",
+    "PairLoader",
+    "PairStream",
     "as_waveform",
     "contrastive_loss",
+    "contrastive_step",
     "convert_back",
     "convert_checkpoint",
+    "interleave_pairs",
     "load_audio",
+    "load_pairs",
     "pipeline",
+    "push_to_hub",
     "sigmoid_loss",
+    "training_card",
+    "write_card",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # transformers' Trainer takes longer to import than all the rest, and who tags sounds does not need it
+    if name in ("HfClapTrainer", "HfClapTrainingArguments"):
+        from . import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

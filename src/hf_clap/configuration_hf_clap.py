@@ -215,6 +215,8 @@ class HfClapConfig(PreTrainedConfig):
         loss (`str`, defaults to `"softmax"`): what `return_loss=True` computes, `softmax` or `sigmoid`, which wants a
             `logit_bias_init_value` too (-10 in its paper).
         concept_labels (`list[str]`, *optional*): the names of the `concept` projection's dimensions.
+        classifier_dropout (`float`, defaults to 0.0): dropout before the classifier of `HfClapForAudioClassification`,
+            in training.
 
     Raises:
         ValueError: for an audio tower that hf_clap does not know, or concept labels that do not match the dimensions.
@@ -245,6 +247,7 @@ class HfClapConfig(PreTrainedConfig):
     logit_scale_text_value: float | int | None = None
     loss: Literal["softmax", "sigmoid"] = "softmax"
     concept_labels: list[str] | None = None
+    classifier_dropout: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _sub_config(self.text_config, CONFIG_MAPPING, default="bert")

@@ -131,6 +131,17 @@ class HfClapPreTrainedModel(PreTrainedModel):
         self.text_model = _text_tower(config.text_config, config.text_pooling)
         self.text_projection = TEXT_PROJECTIONS[config.projection](config, config.text_config.hidden_size)
 
+    def _hear(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None,
+        is_longer: torch.Tensor | None,
+    ) -> BaseModelOutputWithPooling:
+        """The audio tower's output, for whichever tower it is: each takes what it knows."""
+        given = {"input_features_mask": input_features_mask, "is_longer": is_longer}
+        given = {name: value for name, value in given.items() if value is not None}
+        return self.audio_model(input_features, **given)
+
     def _embed_audio(
         self,
         input_features: torch.Tensor,
@@ -139,9 +150,7 @@ class HfClapPreTrainedModel(PreTrainedModel):
         is_longer: torch.Tensor | None,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """The tower's output and the embeddings `(clips, projection_dim)`."""
-        given = {"input_features_mask": input_features_mask, "is_longer": is_longer}
-        given = {name: value for name, value in given.items() if value is not None}
-        output = self.audio_model(input_features, **given)
+        output = self._hear(input_features, input_features_mask, is_longer)
         embeds = F.normalize(self.audio_projection(output), dim=-1)
         if windows_per_clip is not None:
             embeds = F.normalize(mean_of_windows(embeds, windows_per_clip), dim=-1)

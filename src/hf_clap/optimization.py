@@ -77,7 +77,7 @@ def parameter_groups(
 
     >>> model = hf_clap.HfClapModel.from_pretrained(hf_clap.TINY)
     >>> [(group["lr"], group["weight_decay"]) for group in parameter_groups(model, 1e-3, audio_learning_rate=1e-4)]
-    [(0.0001, 0.0), (0.001, 0.0)]
+    [(0.001, 0.0), (0.0001, 0.0)]
 
     ```
     """

@@ -23,6 +23,7 @@ from .collator import PairCollator
 from .contrastive_step import contrastive_step, unwrapped
 from .data import PairStream
 from .losses import LOSSES, caption_groups
+from .model_card import training_card, write_card
 from .modeling_hf_clap import bounded
 from .optimization import clamp_logit_scale, freeze, hold_still, parameter_groups
 from .pair_loader import PairLoader
@@ -244,6 +245,30 @@ class HfClapTrainer(Trainer):
                 skipped = self._loader.skipped
                 logs |= {f"skipped_{reason}": skipped[reason] for reason in ("audio", "caption") if skipped[reason]}
         super().log(logs, start_time)
+
+    def create_model_card(self, **options: Any) -> None:
+        """Writes our card, with the last evaluation's metrics; `options` go to `training_card`."""
+        if not self.is_world_process_zero():
+            return
+        model = unwrapped(self.model)
+        metrics = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
+        measured = {"task_type": "retrieval", "dataset_type": "held-out", "dataset_name": "evaluation set"}
+        results = [
+            measured | {"metric_type": name.removeprefix("eval_"), "metric_value": value}
+            for name, value in metrics.items()
+            if "r@" in name
+        ]
+        names = ("max_steps", "learning_rate", "audio_learning_rate", "text_learning_rate", "freeze_audio")
+        names += ("freeze_text", "micro_batch_size", "seed")
+        settings = {name: getattr(self.args, name) for name in names}
+        settings["batch_size"] = self.get_total_train_batch_size(self.args)
+        card = training_card(
+            options.pop("model_name", None) or self.hub_model_id or Path(self.args.output_dir).name,
+            model.get_base_model() if hasattr(model, "get_base_model") else model,  # inside adapters
+            self.processing_class.feature_extractor,
+            **{"results": results, "settings": settings, **options},
+        )
+        write_card(self.args.output_dir, card)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

@@ -1,0 +1,156 @@
+"""
+A training step: hf_clap against transformers' `ClapModel`, the same HTS-AT and RoBERTa, fp32, AdamW.
+
+    python tests/benchmarks/training_step.py [--batch-size 16] [--rounds 5] [--threads 2] [--json RESULT.json]
+
+Each model lives in a process of its own, so that its peak memory is its own; they take their steps in turns. A step is
+forward, loss, backward and optimizer on 10 s of audio (1001 frames) and 32 tokens a pair, random weights. transformers
+computes its own loss, which has no audio -> text part.
+
+"step GB" is the peak during a step above what the process holds between steps: interpreter, weights, AdamW's moments.
+It is measured in further steps for which the C library is told to give freed memory back at once, so that the peaks
+are those of memory in use. Linux only.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+import hf_clap
+
+CHECKPOINTED = "hf_clap, gradient checkpointing"
+NAMES = ("transformers", "hf_clap", CHECKPOINTED, f"{CHECKPOINTED}, micro-batches of 4")
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
+TOKENS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.worker:
+        work(arguments.worker, arguments.batch_size)
+        return
+
+    seconds = {name: [step["seconds"] for step in steps] for name, steps in take_turns(arguments, {}).items()}
+    held = take_turns(argparse.Namespace(**vars(arguments) | {"rounds": 1}), GIVE_BACK)
+    memory = {kind: {name: steps[0][kind] for name, steps in held.items()} for kind in ("peak_gb", "step_gb")}
+    print(f"batch {arguments.batch_size}, {arguments.threads} threads, torch {torch.__version__}, transformers "
+          f"{transformers.__version__}")  # fmt: skip
+    print(f"{'':52} {'pairs/s':>8} {'ratio':>14} {'peak GB':>8} {'ratio':>6} {'step GB':>8} {'ratio':>6}")
+    for name in NAMES:
+        speed = arguments.batch_size / statistics.median(seconds[name])
+        ratios = [peer / ours for peer, ours in zip(seconds[NAMES[0]], seconds[name], strict=True)]
+        columns = [f"{speed:8.2f} {statistics.median(ratios):4.2f} {min(ratios):.2f}-{max(ratios):.2f}"]
+        columns += [f"{of[name]:8.2f} {of[name] / of[NAMES[0]]:6.2f}" for of in memory.values()]
+        print(f"{name:52} {' '.join(columns)}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"seconds": seconds, **memory}, indent=2) + "\n")
+
+
+def take_turns(arguments: argparse.Namespace, environment: dict[str, str]) -> dict[str, list[dict]]:
+    """The steps of each model, after one to warm up."""
+    words = [sys.executable, __file__, "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads)]
+    workers = {
+        name: subprocess.Popen(
+            [*words, "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        for name in NAMES
+    }
+    for worker in workers.values():
+        answer(worker)  # ready
+    steps = {name: [] for name in NAMES}
+    for number in tqdm(range(arguments.rounds + 1), desc="rounds", disable=None):
+        for name, worker in workers.items():
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            result = answer(worker)
+            if number:
+                steps[name].append(result)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return steps
+
+
+def answer(worker: subprocess.Popen) -> dict:
+    line = worker.stdout.readline()
+    if not line:
+        sys.exit("a model's process has ended; its error is above")
+    return json.loads(line)
+
+
+def work(name: str, batch_size: int) -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    batch = {
+        "input_features": torch.randn(batch_size, 1, 1001, 64, generator=generator) * 20 - 40,
+        "input_ids": torch.randint(5, 50000, (batch_size, TOKENS), generator=generator),
+        "attention_mask": torch.ones(batch_size, TOKENS, dtype=torch.long),
+    }
+    model = make_model(name).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    print(json.dumps({"parameters": sum(parameter.numel() for parameter in model.parameters())}), flush=True)
+    for _ in sys.stdin:
+        before = forget_peak()
+        start = time.perf_counter()
+        if name == "transformers":
+            model(**batch, is_longer=torch.zeros(batch_size, 1, dtype=torch.bool), return_loss=True).loss.backward()
+        else:
+            hf_clap.contrastive_step(model, batch, micro_batch_size=4 if "micro" in name else None)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        peak = memory("VmHWM")
+        print(json.dumps({"seconds": seconds, "peak_gb": peak, "step_gb": peak - before}), flush=True)
+
+
+def memory(field: str) -> float:
+    """Of this process, in GiB; Linux counts in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+
+
+def forget_peak() -> float:
+    """Let the peak begin anew, at what is held now, which is returned."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def make_model(name: str) -> torch.nn.Module:
+    text = {"vocab_size": 50265, "max_position_embeddings": 514}
+    if name == "transformers":
+        return transformers.ClapModel(transformers.ClapConfig(text_config=text))
+    config = hf_clap.HfClapConfig(
+        text_config={"model_type": "roberta", **text},
+        audio_config={"model_type": "hf_clap_htsat"},
+        projection="mlp",
+        projection_dim=512,
+        text_pooling="pooler",
+    )
+    model = hf_clap.HfClapModel(config)
+    if "checkpointing" in name:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+if __name__ == "__main__":
+    main()

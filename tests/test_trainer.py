@@ -1,0 +1,329 @@
+"""HfClapTrainer and transformers' own Trainer on pairs."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import hf_clap
+from conftest import SMALL_AUDIO, SMALL_TEXT, noise, tone
+from hf_clap.losses import caption_groups, contrastive_loss
+from hf_clap.modeling_hf_clap import bounded
+from hf_clap.retrieval import retrieval_metrics
+from hf_clap.training_checkpoint import last_checkpoint
+
+CLIPS = 24
+
+
+def small_model(processor, dropout=0.1):
+    """A small model that reads with the bundled tokenizer."""
+    torch.manual_seed(0)
+    text = SMALL_TEXT | {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 256}
+    text |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    audio = dict(SMALL_AUDIO["hf_clap_patch_cnn"])
+    config = hf_clap.HfClapConfig(text_config=text, audio_config=audio, projection_dim=12, projection_dropout=dropout)
+    return hf_clap.HfClapModel(config)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Tones and noises of one second that a small model can tell apart."""
+    sounds = [tone(1.0, 16000, 150.0 * 1.2**n) if n % 2 else noise(1.0, 16000, n) * n for n in range(CLIPS)]
+    return [hf_clap.Pair(sound.astype(np.float32), f"sound number {n}") for n, sound in enumerate(sounds)]
+
+
+def arguments(folder, **options):
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1}
+    defaults |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "seed": 3}
+    return hf_clap.HfClapTrainingArguments(str(folder), **(defaults | options))
+
+
+def trainer_of(model, processor, folder, pairs=None, eval_dataset=None, callbacks=None, **options):
+    return hf_clap.HfClapTrainer(
+        model,
+        arguments(folder, **options),
+        processing_class=processor,
+        train_dataset=pairs,
+        eval_dataset=eval_dataset,
+        callbacks=callbacks,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def same_weights(model, other):
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_training_lowers_the_loss_and_the_saved_model_is_the_trained_one(processor, pairs, tmp_path):
+    model = small_model(processor, dropout=0.0)
+    trainer = trainer_of(
+        model, processor, tmp_path, pairs, pairs, max_steps=30, per_device_train_batch_size=24, learning_rate=1e-2
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < before["eval_loss"] - 0.5
+    assert after["eval_audio_to_text_r@10"] > before["eval_audio_to_text_r@10"]
+    assert all(entry["pairs_per_s"] > 0 for entry in trainer.state.log_history[2:30])
+    trainer.save_model()
+    trainer.create_model_card(license="apache-2.0")
+    reloaded = hf_clap.HfClapModel.from_pretrained(tmp_path)
+    inputs = hf_clap.PairCollator(hf_clap.HfClapProcessor.from_pretrained(tmp_path))(pairs)
+    with torch.no_grad():
+        expected = model.eval()(**inputs)
+        assert torch.allclose(reloaded(**inputs).logits_per_audio, expected.logits_per_audio, atol=1e-5)
+    card = (tmp_path / "README.md").read_text()
+    assert f"value: {after['eval_audio_to_text_r@10']}" in card
+    assert "| batch_size | 24 |" in card
+
+
+def test_transformers_trainer_does_the_same(processor, pairs, tmp_path):
+    """In one process and one pass, its training and evaluation losses are ours."""
+    options = {"max_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1}
+    options |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "seed": 3, "use_cpu": True}
+    stock = Trainer(
+        small_model(processor),
+        TrainingArguments(str(tmp_path / "stock"), per_device_eval_batch_size=CLIPS, **options),
+        data_collator=hf_clap.PairCollator(processor),
+        train_dataset=pairs,
+        eval_dataset=pairs,
+    )
+    stock.train()
+    ours = trainer_of(small_model(processor), processor, tmp_path / "ours", pairs, pairs, **options)
+    ours.train()
+    assert losses(ours) == pytest.approx(losses(stock), abs=1e-6)
+    assert ours.evaluate()["eval_loss"] == pytest.approx(stock.evaluate()["eval_loss"], abs=1e-5)
+
+
+def test_transformers_trainer_streams_too(processor, pair_shards, tmp_path):
+    extractor = processor.feature_extractor
+    stock = Trainer(
+        small_model(processor),
+        TrainingArguments(str(tmp_path), max_steps=2, report_to="none", save_strategy="no", use_cpu=True, seed=3),
+        data_collator=hf_clap.PairCollator(processor),
+        train_dataset=hf_clap.load_pairs(pair_shards, extractor),
+        eval_dataset=hf_clap.load_pairs(pair_shards, extractor, training=False),
+    )
+    assert math.isfinite(stock.train().training_loss)
+    assert 0 < stock.evaluate()["eval_loss"] < 10
+
+
+@pytest.mark.parametrize("options", [{"micro_batch_size": 2}, {"loss_chunk_size": 3}])
+def test_parts_of_a_batch_train_as_the_whole(processor, pairs, tmp_path, options):
+    runs = []
+    for extra in ({}, options):
+        trainer = trainer_of(small_model(processor, dropout=0.0), processor, tmp_path, pairs, **extra)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[1] == pytest.approx(runs[0], abs=1e-4)
+
+
+def test_accumulated_batches_count_by_their_mean(processor, pairs, tmp_path):
+    """With a learning rate of 0 the logged loss is the mean of the two batches' losses."""
+    model = small_model(processor, dropout=0.0)
+    options = {"learning_rate": 0.0, "max_grad_norm": 0.0}
+    single = trainer_of(copy.deepcopy(model), processor, tmp_path, pairs, max_steps=2, **options)
+    single.train()
+    double = trainer_of(model, processor, tmp_path, pairs, max_steps=1, gradient_accumulation_steps=2, **options)
+    double.train()
+    assert losses(double)[0] == pytest.approx(sum(losses(single)) / 2, abs=1e-5)
+
+
+def test_towers_have_their_rates_and_frozen_ones_keep_still(processor, pairs, tmp_path):
+    model = small_model(processor)
+    start = copy.deepcopy(model.state_dict())
+    trainer = trainer_of(
+        model, processor, tmp_path, pairs, freeze_audio=True, text_learning_rate=1e-5, weight_decay=0.1, max_steps=2
+    )
+    trainer.train()
+    rates = {group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {1e-3, 1e-5}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]) == name.startswith("audio_model."), name
+
+
+def test_logit_scale_stays_below_100(processor, pairs, tmp_path):
+    model = small_model(processor)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100.0) + 1)
+    trainer_of(model, processor, tmp_path, pairs, max_steps=1).train()
+    assert model.logit_scale.item() == pytest.approx(math.log(100.0))
+
+
+def test_evaluation_is_of_the_whole_set_whatever_the_batches(processor, pairs, pair_shards, tmp_path):
+    model = small_model(processor)
+    stream = hf_clap.load_pairs(pair_shards, processor.feature_extractor, training=False)
+    inputs = hf_clap.PairCollator(processor)(list(stream))
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    groups = caption_groups(inputs["input_ids"], inputs["attention_mask"])
+    embeds = outputs.audio_embeds, outputs.text_embeds
+    expected = contrastive_loss(*embeds, bounded(model.logit_scale), groups=groups).item()
+    for size in (5, 64):
+        trainer = trainer_of(model, processor, tmp_path, eval_dataset=stream, per_device_eval_batch_size=size)
+        metrics = trainer.evaluate()
+        assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-5)
+        for name, value in retrieval_metrics(*embeds, groups).items():
+            assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bf16": True}, {"gradient_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "eager"}],
+    ids=["bf16", "gradient_checkpointing", "torch_compile"],
+)
+def test_options_of_trainer_keep_the_loss(processor, pairs, tmp_path, options):
+    runs = []
+    for extra in ({}, options):
+        trainer = trainer_of(small_model(processor, dropout=0.0), processor, tmp_path, pairs, max_steps=2, **extra)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[1] == pytest.approx(runs[0], abs=0.05 if "bf16" in options else 1e-4)
+
+
+class StopAt(TrainerCallback):
+    """Leaves the training as an error would, after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def streamed(processor, pair_shards, folder, callbacks=None, workers=2, **options):
+    model = small_model(processor)  # with dropout: what it draws must go on too
+    stream = hf_clap.load_pairs(pair_shards, processor.feature_extractor, buffer_size=10, seed=5)
+    options = {"max_steps": 9, "save_strategy": "steps", "save_steps": 2, "dataloader_num_workers": workers} | options
+    return trainer_of(model, processor, folder, stream, callbacks=callbacks, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_was_stopped_goes_on_to_the_bit(processor, pair_shards, tmp_path, workers):
+    whole = streamed(processor, pair_shards, tmp_path / "whole", workers=workers)
+    whole.train()
+    broken = streamed(processor, pair_shards, tmp_path / "broken", [StopAt(7)], workers=workers, save_total_limit=2)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert last_checkpoint(tmp_path / "broken").name == "checkpoint-6"
+    assert len(list((tmp_path / "broken").iterdir())) == 2  # save_total_limit
+    resumed = streamed(processor, pair_shards, tmp_path / "broken", workers=workers)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)  # 9 steps: the first 6 from the checkpoint, the others done again
+    assert [entry["epoch"] for entry in resumed.state.log_history if "loss" in entry][-1] == 1.0
+    assert same_weights(resumed.model, whole.model)
+    with pytest.raises(ValueError, match="is the end of its run of 9 steps; raise max_steps"):
+        streamed(processor, pair_shards, tmp_path / "broken", workers=workers).train(resume_from_checkpoint=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(processor, pair_shards, tmp_path, monkeypatch):
+    trainer = streamed(processor, pair_shards, tmp_path, workers=0, save_steps=3)
+    save = trainer._save_optimizer_and_scheduler
+
+    def full_at_6(folder):
+        if trainer.state.global_step == 6:
+            raise OSError(28, "No space left on device")
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", full_at_6)
+    with pytest.raises(OSError, match="checkpoint-6 cannot be written"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    whole = streamed(processor, pair_shards, tmp_path / "whole", workers=0)
+    whole.train()
+    resumed = streamed(processor, pair_shards, tmp_path, workers=0)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+
+
+def test_best_checkpoint_is_found_under_its_final_name(processor, pairs, tmp_path):
+    trainer = trainer_of(
+        small_model(processor),
+        processor,
+        tmp_path,
+        pairs,
+        pairs,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        save_total_limit=1,
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    assert json.loads((last_checkpoint(tmp_path) / "trainer_state.json").read_text())["best_model_checkpoint"] in {
+        str(path) for path in tmp_path.iterdir()
+    }
+
+
+def test_bad_settings_are_refused(processor, pairs, tmp_path):
+    trainer = trainer_of(small_model(processor), processor, tmp_path, pairs)
+    with pytest.raises(ValueError, match="needs eval_dataset"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="holds no pairs"):
+        trainer.evaluate([])
+
+
+def test_importing_hf_clap_does_not_import_the_trainer():
+    program = "import sys, hf_clap; assert 'transformers.trainer' not in sys.modules; hf_clap.HfClapTrainer"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+WORKER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_trainer import *
+processor = hf_clap.HfClapProcessor.from_pretrained(hf_clap.TINY)
+stream = hf_clap.load_pairs(sys.argv[2], processor.feature_extractor, seed=5)
+held_out = hf_clap.load_pairs(sys.argv[2], processor.feature_extractor, training=False)
+trainer = trainer_of(small_model(processor), processor, sys.argv[3], stream, held_out, per_device_eval_batch_size=5)
+trainer.train()
+metrics = trainer.evaluate()
+if trainer.is_world_process_zero():
+    trainer.save_model()
+    print(json.dumps([trainer.args.world_size, losses(trainer), metrics]))
+"""
+
+
+def test_two_processes(processor, pair_shards, tmp_path):
+    """Their evaluation is that of one process; the loss is that of the batch of both, of 16 pairs."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    finished = subprocess.run(
+        [*command, os.path.dirname(__file__), str(pair_shards), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert finished.returncode == 0, finished.stderr
+    world_size, of_run, metrics = json.loads(finished.stdout.splitlines()[-1])
+    assert world_size == 2
+    model = hf_clap.HfClapModel.from_pretrained(tmp_path / "run")
+    held_out = hf_clap.load_pairs(pair_shards, processor.feature_extractor, training=False)
+    alone = trainer_of(model, processor, tmp_path / "alone", eval_dataset=held_out).evaluate()
+    for name in alone:
+        if "loss" in name or "r@" in name:
+            assert metrics[name] == pytest.approx(alone[name], abs=1e-5), name
+
+    # the first step by hand: each process's first 8 pairs, as one batch
+    stream = hf_clap.load_pairs(pair_shards, processor.feature_extractor, seed=5)
+    batch = [pair for rank in range(2) for _, pair in zip(range(8), stream.split(rank, 2), strict=False)]
+    model = small_model(processor, dropout=0.0)  # evaluation of the same weights: see the tolerance
+    loss = model.eval()(**hf_clap.PairCollator(processor)(batch)).loss.item()
+    assert of_run[0] == pytest.approx(loss, rel=0.25)
+    assert of_run[0] > math.log(8)
