@@ -40,6 +40,9 @@ class PairCollator:
             only where the batch asks for it.
         """
         waveforms, captions = zip(*pairs, strict=True)
-        rate = self.processor.feature_extractor.sampling_rate
-        batch = self.processor(text=list(captions), audio=list(waveforms), sampling_rate=rate)
+        extractor = self.processor.feature_extractor
+        crop = "center" if extractor.crop == "random" else None  # a stream for training has drawn the place
+        batch = self.processor(
+            text=list(captions), audio=list(waveforms), sampling_rate=extractor.sampling_rate, crop=crop
+        )
         return {**batch, "return_loss": True}

@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .audio import iter_audio
-from .pair_columns import Columns, Pair, PairError
+from .pair_columns import Columns, Pair, PairError, read_audio
 from .waveform import AudioError
 
 logger = logging.getLogger(__name__)
@@ -34,8 +33,6 @@ BUILDERS = {
 READ_ROWS = 16  # that are taken from a file at a time
 # So many skipped rows, times `max_skipped`, are forgiven before a share can be told.
 LEAST_ROWS = 100
-# A longer clip is read twice, for its length and up to the place that is drawn, so that it is never whole in memory.
-LONG_CLIP_S = 120.0
 
 
 def load_pairs(
@@ -63,9 +60,10 @@ def load_pairs(
         feature_extractor: gives the rate in Hz of the waveforms, and the length in seconds that is cropped.
         split: of the source, where it has several.
         audio: column of audio; the one of that type when absent. A column inside another is written `json.wave`.
-        caption: column of captions, or of lists of them; `caption`, `captions`, `text` or `txt` when absent.
+        caption: column of captions, or of lists of them.
         label: column of labels (text, class indices with names, or lists of either), which make captions by `template`
-            for rows that have none; `label` or `labels` when absent.
+            for rows that have none. When both are absent: `caption`, `captions`, `text` or `txt`, and `label` or
+            `labels`.
         template: with `{}` for the label, or several.
         where: of the row as it is stored, audio not decoded: whether it takes part.
         training: endless, shuffled, one caption of a list and one template drawn in each epoch, and longer clips
@@ -101,9 +99,11 @@ def load_pairs(
     if not templates or not all("{}" in each for each in templates):
         raise PairError(f"template={template!r} needs {{}} where the label goes.")
     rows = _open(source, split, streaming)
+    columns = Columns.of(rows, audio, caption, label, templates)
+    rows.info.features = None  # rows as they are stored: to make them of these types, datasets asks for torchcodec
     return _SourcePairs(
         rows,
-        Columns.of(rows, audio, caption, label, templates),
+        columns,
         sampling_rate=feature_extractor.sampling_rate,
         # a fused model hears the whole of a long clip at once
         crop_samples=feature_extractor.max_samples if training and feature_extractor.crop != "fusion" else None,
@@ -135,6 +135,8 @@ def interleave_pairs(streams: Sequence[PairStream], weights: Sequence[float] | N
     for name in ("sampling_rate", "training"):
         if len({getattr(stream, name) for stream in streams}) > 1:
             raise PairError(f"The streams differ in {name}; load them for one model and one purpose.")
+    if any(stream.world_size > 1 for stream in streams):
+        raise PairError("Interleave whole streams, and split the result: interleave_pairs(streams).split(rank, …).")
     return _InterleavedPairs(streams, weights)
 
 
@@ -160,7 +162,7 @@ class PairStream(IterableDataset):
         if not 0 <= rank < world_size:
             raise PairError(f"There is no process {rank} among {world_size}; they count from 0.")
         part = copy.copy(self)
-        part.rank, part.world_size = rank, world_size
+        part.rank, part.world_size, part._state = rank, world_size, None
         return part
 
     def set_epoch(self, epoch: int) -> None:
@@ -174,6 +176,7 @@ class PairStream(IterableDataset):
     def load_state_dict(self, state: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Let the next iteration go on after the pair with which `state` was taken; for loader workers, a list."""
         self._resume = copy.deepcopy(state) if isinstance(state, list) else [copy.deepcopy(state)]
+        self._state = self._resume[0]
 
     def forget_state(self) -> None:
         """Let the next iteration begin at the start again."""
@@ -201,10 +204,10 @@ class PairStream(IterableDataset):
                 f"The state is that of {state['readers']} readers (processes times loader workers); go on with as "
                 f"many, not {readers}."
             )
+        self._state = state
         return self._iterate(self.rank * workers + state["worker"], readers, state)
 
     def _iterate(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[Pair]:
-        self._state = state
         for pair, after in self.pairs_from(reader, readers, state):
             self._state = {**after, "worker": state["worker"], "readers": readers}
             yield pair
@@ -251,6 +254,7 @@ class _SourcePairs(PairStream):
     def pairs_from(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[tuple[Pair, dict[str, Any]]]:
         epoch, taken, index = state["epoch"], state["taken"], state["index"]
         place, skipped = (state["shard"], state["row"]), dict(state["skipped"])
+        held, after = None, state  # a pair waits for the next one, so that the last one's state counts all rows
         while True:
             whole, first_index, pairs = (*place, taken) == (0, 0, 0), index, 0
             for start, block in self._blocks(reader, readers, epoch, place):
@@ -258,16 +262,21 @@ class _SourcePairs(PairStream):
                 if self.training:
                     order = np.random.default_rng([self.seed, reader, epoch, *start]).permutation(len(block))
                 for row in order[taken:]:
-                    pair = self._pair(block[row], skipped, np.random.default_rng([self.seed, reader, index]))
+                    pair = self._pair(block[row], skipped, np.random.default_rng([self.seed, reader, epoch, index]))
                     taken, index = taken + 1, index + 1
+                    after = {"epoch": epoch, "shard": start[0], "row": start[1], "taken": taken, "index": index}
+                    after["skipped"] = dict(skipped)
                     if pair is not None:
-                        pairs += 1
-                        after = {"epoch": epoch, "shard": start[0], "row": start[1], "taken": taken, "index": index}
-                        yield pair, after | {"skipped": dict(skipped)}
+                        if held is not None:
+                            yield held
+                        held, pairs = (pair, after), pairs + 1
+                block.clear()  # before the next one is filled
                 taken = 0
             if whole and index > first_index and not pairs:
                 raise PairError(f"{_share(skipped)}, and not one can be used; mend the data.")
-            if not self.training or (whole and index == first_index):  # the end, or there is no row for this reader
+            if not self.training or (whole and index == first_index and not self._has_rows(reader, readers)):
+                if held is not None:
+                    yield held[0], after
                 return
             epoch, place = epoch + 1, (0, 0)
 
@@ -297,13 +306,22 @@ class _SourcePairs(PairStream):
         order: Any = range(shards)
         if self.training:
             order = np.random.default_rng([self.seed, epoch]).permutation(shards)
-        if shards >= readers:
-            own, share, sharers = order[reader::readers], 0, 1
-        else:
-            own, share = order[[reader % shards]] if self.training else [reader % shards], reader // shards
-            sharers = len(range(reader % shards, readers, shards))
+        share, sharers = _share_of(reader, readers, shards)
+        own = order[reader::readers] if shards >= readers else order[reader % shards :][:1]
+        return self._rows_of(own, share, sharers, place)
+
+    def _has_rows(self, reader: int, readers: int) -> bool:
+        """Whether a reader that had no row in one epoch may have some in another, when its shards are others."""
+        shards = self.rows.num_shards
+        rows = self._rows_of(range(shards), *_share_of(reader, readers, shards), (0, 0))
+        return next(rows, None) is not None
+
+    def _rows_of(
+        self, own: Sequence[int], share: int, sharers: int, place: tuple[int, int]
+    ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+        """Every `sharers`-th row of the shards `own`, beginning with number `share`, from (shard, row) on."""
         for shard in range(place[0], len(own)):
-            stored = self.rows.shard(num_shards=shards, index=int(own[shard]), contiguous=False)
+            stored = self.rows.shard(num_shards=self.rows.num_shards, index=int(own[shard]), contiguous=False)
             number = -1
             # `iter` and not `for row in stored`, which would share the rows among loader workers by a rule of its own
             for batch in stored.iter(batch_size=READ_ROWS):
@@ -319,10 +337,10 @@ class _SourcePairs(PairStream):
         skipped["rows"] += 1
         caption = self.columns.caption_of(row, random if self.training else None)
         if not caption:
-            self._skip(skipped, "caption", "A row has neither a caption nor a label")
+            self._skip(skipped, "caption", f"A row has no text in {self.columns.of_text()}")
             return None
         try:
-            audio = _read(self.columns.audio_of(row), self.sampling_rate, self.crop_samples, random)
+            audio = read_audio(self.columns.audio_of(row), self.sampling_rate, self.crop_samples, random)
         except (AudioError, FileNotFoundError) as error:
             self._skip(skipped, "audio", str(error).rstrip("."))
             return None
@@ -348,6 +366,7 @@ class _InterleavedPairs(PairStream):
         self.weights = np.array(weights, dtype=np.float64)
 
     def set_epoch(self, epoch: int) -> None:
+        self.streams = [copy.copy(stream) for stream in self.streams]  # other parts of a split hold the same ones
         for stream in self.streams:
             stream.set_epoch(epoch)
 
@@ -366,6 +385,11 @@ class _InterleavedPairs(PairStream):
             chosen = int(draw.choice(len(weights), p=weights / weights.sum()))
             index += 1
             pair, states[chosen] = next(running[chosen], (None, {**states[chosen], "ended": True}))
+            if pair is None and self.training:
+                raise PairError(
+                    f"Stream {chosen} of those interleaved has no pairs for reader {reader} of {readers} (processes "
+                    "times loader workers); use fewer, or more data."
+                )
             if pair is None:
                 weights[chosen] = 0.0
             else:
@@ -373,12 +397,14 @@ class _InterleavedPairs(PairStream):
 
 
 def _open(source: Any, split: str, streaming: bool) -> Any:
-    """A `datasets.IterableDataset` with audio as it is stored."""
+    """A new `datasets.IterableDataset` with audio as it is stored."""
     try:
         import datasets
     except ImportError as error:
         raise ImportError('Training data need datasets: run `pip install "hf_clap[train]"`.') from error
     if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        if split not in source:
+            raise PairError(f"There is no split {split}; pass split=… with one of {', '.join(map(str, source))}.")
         source = source[split]
     elif not isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
         name = str(source)
@@ -388,39 +414,16 @@ def _open(source: Any, split: str, streaming: bool) -> Any:
         else:  # single files are of no split, and so all of them are "train"
             source = datasets.load_dataset(ending, data_files=name, split="train", streaming=streaming)
     if isinstance(source, datasets.Dataset):
-        source = source.to_iterable_dataset(num_shards=max(1, min(64, len(source))))
+        if not len(source):
+            raise PairError("The data set has no rows.")
+        source = source.to_iterable_dataset(num_shards=min(64, len(source)))
+    source = source.with_format(None)
     return source if source.features is None else source.decode(False)
 
 
-def _read(source: Any, sampling_rate: int, crop_samples: int | None, random: np.random.Generator) -> np.ndarray:
-    """(samples,): a clip, or a stretch of `crop_samples` of it from a place that is drawn."""
-    if isinstance(source, Mapping) and not source.get("bytes") and "://" in str(source.get("path") or ""):
-        import fsspec  # comes with datasets
-
-        with fsspec.open(source["path"], "rb") as file:  # in an archive or on a server
-            source = {"bytes": file.read(), "path": source["path"]}
-    kept, samples = [], 0
-    for block in iter_audio(source, sampling_rate):
-        samples += len(block)
-        if crop_samples is None or samples <= LONG_CLIP_S * sampling_rate:
-            kept.append(block)
-    if crop_samples is None or samples <= crop_samples:
-        return np.concatenate(kept)
-    start = int(random.integers(samples - crop_samples + 1))
-    if samples <= LONG_CLIP_S * sampling_rate:
-        return np.concatenate(kept)[start : start + crop_samples]
-    return _stretch(iter_audio(source, sampling_rate), start, crop_samples)
-
-
-def _stretch(blocks: Iterator[np.ndarray], start: int, samples: int) -> np.ndarray:
-    """(samples,) of a waveform that comes in blocks, from `start` on."""
-    kept, end = [], 0
-    for block in blocks:
-        begin, end = end, end + len(block)
-        kept.append(block[max(0, start - begin) : max(0, start + samples - begin)])
-        if end >= start + samples:
-            break
-    return np.concatenate(kept)
+def _share_of(reader: int, readers: int, shards: int) -> tuple[int, int]:
+    """(which, of how many) a reader is among those of its shard."""
+    return (0, 1) if shards >= readers else (reader // shards, len(range(reader % shards, readers, shards)))
 
 
 def _share(skipped: dict[str, int]) -> str:

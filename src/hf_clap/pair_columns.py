@@ -1,14 +1,19 @@
-"""What a pair is, and where in a row of a data set its audio and its caption are."""
+"""What a pair is, where in a row of a data set its audio and its caption are, and how that audio is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .audio import iter_audio
+from .waveform import AudioError
+
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 LABEL_COLUMNS = ("label", "labels")
+# A longer clip is read twice, for its length and up to the place that is drawn, so that it is never whole in memory.
+LONG_CLIP_S = 120.0
 
 
 class Pair(NamedTuple):
@@ -52,7 +57,12 @@ class Columns(NamedTuple):
                 raise PairError(f"Which column is the caption? Pass caption=… or label=… of {', '.join(columns)}.")
         of_label: Any = features[label] if features and label in features else None
         of_label = getattr(of_label, "feature", of_label)  # of a list, its elements
-        return cls(audio, caption, label, getattr(of_label, "names", None), templates)
+        names = getattr(of_label, "names", None)
+        if caption is None and names is None and "int" in str(getattr(of_label, "dtype", "")):
+            raise PairError(
+                f"The column {label} holds numbers without names; map it to text, or cast it to ClassLabel."
+            )
+        return cls(audio, caption, label, names, templates)
 
     def audio_of(self, row: dict[str, Any]) -> Any:
         return _value(row, self.audio)
@@ -63,7 +73,11 @@ class Columns(NamedTuple):
         if captions:
             return _one_of(captions, random)
         labels = [] if self.label is None else _texts(_value(row, self.label), self.label_names)
-        return _one_of(self.templates, random).format(", ".join(labels)) if labels else ""
+        return _one_of(self.templates, random).replace("{}", ", ".join(labels)) if labels else ""
+
+    def of_text(self) -> str:
+        """The columns that captions come from, for messages."""
+        return " or ".join(name for name in (self.caption, self.label) if name is not None)
 
 
 def _one_of(texts: list[str], random: np.random.Generator | None) -> str:
@@ -87,3 +101,56 @@ def _texts(value: Any, names: list[str] | None = None) -> list[str]:
         if isinstance(each, str) and each.strip():
             texts.append(each.strip())
     return texts
+
+
+def read_audio(source: Any, sampling_rate: int, crop_samples: int | None, random: np.random.Generator) -> np.ndarray:
+    """
+    `(samples,)` float32 at `sampling_rate` in Hz: a clip, or `crop_samples` of it from a place that is drawn.
+
+    Raises:
+        AudioError, FileNotFoundError: for audio that cannot be read.
+    """
+    if path := _remote_path(source):
+        source = {"bytes": _fetch(path), "path": path}
+    long = max(LONG_CLIP_S * sampling_rate, crop_samples or 0)  # samples
+    kept, samples = [], 0
+    for block in iter_audio(source, sampling_rate):
+        samples += len(block)
+        if crop_samples is None or samples <= long:
+            kept.append(block)
+    if crop_samples is None or samples <= crop_samples:
+        return np.concatenate(kept)
+    start = int(random.integers(samples - crop_samples + 1))
+    if samples <= long:
+        return np.concatenate(kept)[start : start + crop_samples].copy()  # a view would keep the whole clip
+    return _stretch(iter_audio(source, sampling_rate), start, crop_samples)
+
+
+def _remote_path(source: Any) -> str | None:
+    """Where audio is that is in an archive or on a server, as `datasets` write it: zip://a.wav::a.zip, hf://…"""
+    if isinstance(source, Mapping) and all(source.get(key) is None for key in ("bytes", "array", "raw")):
+        source = source.get("path")
+    remote = isinstance(source, str) and "://" in source and not source.startswith(("http://", "https://"))
+    return source if remote else None
+
+
+def _fetch(path: str) -> bytes:
+    import fsspec  # comes with datasets
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        name = path.split("::")[0].rpartition("/")[2]  # the rest may hold a password
+        raise AudioError(f"{name} cannot be read where it lies ({type(error).__name__}).") from error
+
+
+def _stretch(blocks: Iterator[np.ndarray], start: int, samples: int) -> np.ndarray:
+    """(samples,) of a waveform that comes in blocks, from `start` on."""
+    kept, end = [], 0
+    for block in blocks:
+        begin, end = end, end + len(block)
+        kept.append(block[max(0, start - begin) : max(0, start + samples - begin)])
+        if end >= start + samples:
+            break
+    return np.concatenate(kept)

@@ -38,6 +38,8 @@ class PairLoader(DataLoader):
     def __init__(
         self, pairs: PairStream, batch_size: int, collate_fn: Callable[..., Any], num_workers: int = 0, **options: Any
     ):
+        if options.get("persistent_workers"):
+            raise PairError("persistent_workers=True would keep workers that know nothing of a state; leave it out.")
         super().__init__(
             pairs,
             batch_size=batch_size,
@@ -52,7 +54,9 @@ class PairLoader(DataLoader):
         self._resumed = False
 
     def _start(self) -> list[dict[str, Any]]:
-        return [self.pairs.start(worker) for worker in range(max(1, self.num_workers))]
+        workers = max(1, self.num_workers)
+        readers = self.pairs.world_size * workers
+        return [self.pairs.start(worker) | {"readers": readers} for worker in range(workers)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the batches handed out so far end, for each worker: integers only."""
@@ -95,7 +99,7 @@ class PairLoader(DataLoader):
         if self.pairs.training:
             raise PairError(
                 f"Process {self.pairs.rank} of {self.pairs.world_size} has no full batch of {self.batch_size} pairs; "
-                "use fewer processes or loader workers, or more data."
+                "use fewer processes or loader workers, a smaller batch, more data, or a `where` that leaves more."
             )
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,17 @@ from .retrieval import retrieval_metrics
 from .training_checkpoint import new_checkpoint
 
 EVALUATION_CHUNK = 1024  # rows of the logits of the whole evaluation set that are in memory at a time
+
+SETTINGS_OF_CARD = (
+    "max_steps",
+    "learning_rate",
+    "audio_learning_rate",
+    "text_learning_rate",
+    "freeze_audio",
+    "freeze_text",
+    "micro_batch_size",
+    "seed",
+)
 
 
 @dataclass
@@ -246,8 +257,15 @@ class HfClapTrainer(Trainer):
                 logs |= {f"skipped_{reason}": skipped[reason] for reason in ("audio", "caption") if skipped[reason]}
         super().log(logs, start_time)
 
-    def create_model_card(self, **options: Any) -> None:
-        """Writes our card, with the last evaluation's metrics; `options` go to `training_card`."""
+    def create_model_card(  # type: ignore[override]
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+    ) -> None:
+        """Writes our card, with the settings and the last evaluation's metrics; arguments are those of `Trainer`."""
         if not self.is_world_process_zero():
             return
         model = unwrapped(self.model)
@@ -258,17 +276,20 @@ class HfClapTrainer(Trainer):
             for name, value in metrics.items()
             if "r@" in name
         ]
-        names = ("max_steps", "learning_rate", "audio_learning_rate", "text_learning_rate", "freeze_audio")
-        names += ("freeze_text", "micro_batch_size", "seed")
-        settings = {name: getattr(self.args, name) for name in names}
-        settings["batch_size"] = self.get_total_train_batch_size(self.args)
+        output, processor = str(self.args.output_dir), cast("Any", self.processing_class)
         card = training_card(
-            options.pop("model_name", None) or self.hub_model_id or Path(self.args.output_dir).name,
+            model_name or self.hub_model_id or Path(output).name,
             model.get_base_model() if hasattr(model, "get_base_model") else model,  # inside adapters
-            self.processing_class.feature_extractor,
-            **{"results": results, "settings": settings, **options},
+            processor.feature_extractor,
+            results=results,
+            settings={name: getattr(self.args, name) for name in SETTINGS_OF_CARD}
+            | {"batch_size": self.get_total_train_batch_size(self.args)},
+            base_model=finetuned_from,
+            datasets=[dataset] if isinstance(dataset, str) else dataset or (),
+            license=license,
         )
-        write_card(self.args.output_dir, card)
+        cast("Any", card.data).tags += [tags] if isinstance(tags, str) else tags or []
+        write_card(output, card)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
