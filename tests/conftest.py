@@ -109,6 +109,20 @@ def small_inputs():
 
 
 @pytest.fixture(scope="session")
+def small_checkpoint(processor, tmp_path_factory):
+    """A folder with a small model without training, which reads with the bundled tokenizer and has dropout."""
+    folder = tmp_path_factory.mktemp("small_checkpoint")
+    torch.manual_seed(0)
+    text = SMALL_TEXT | {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 256}
+    audio = dict(SMALL_AUDIO["hf_clap_patch_cnn"])
+    hf_clap.HfClapModel(hf_clap.HfClapConfig(text_config=text, audio_config=audio, projection_dim=12)).save_pretrained(
+        folder
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pair_shards(tmp_path_factory):
     """A folder of 4 Parquet shards of 16 half-second sounds with captions, as the Hub keeps them."""
     folder = tmp_path_factory.mktemp("pairs")

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import ClapConfig, ClapModel
 
 from hf_clap import contrastive_loss, sigmoid_loss
 from hf_clap.losses import caption_groups
@@ -166,3 +167,30 @@ def test_the_logits_of_a_large_batch_are_never_whole_in_memory():
     finished = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert float(finished.stdout) < 512
+
+
+def test_transformers_leaves_audio_to_text_out():
+    """The loss that its `ClapModel` returns is text -> audio twice; ours, of the same embeddings, is both ways."""
+    torch.manual_seed(0)
+    text = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    audio = {"patch_embeds_hidden_size": 16, "hidden_size": 128, "num_attention_heads": [2, 2, 4, 8]}
+    config = ClapConfig(
+        text_config=text | {"intermediate_size": 40, "max_position_embeddings": 60},
+        audio_config=audio | {"depths": [1, 1, 1, 1]},
+        projection_dim=24,
+    )
+    inputs = {
+        "input_ids": torch.randint(3, 60, (8, 7)),
+        "input_features": torch.randn(8, 1, 1001, 64),
+        "is_longer": torch.zeros(8, 1, dtype=torch.bool),
+    }
+    with torch.no_grad():
+        peer = ClapModel(config).eval()
+        theirs = peer(**inputs, return_loss=True)
+        targets = torch.arange(8)
+        text_to_audio = torch.nn.functional.cross_entropy(theirs.logits_per_text, targets).item()
+        audio_to_text = torch.nn.functional.cross_entropy(theirs.logits_per_audio, targets).item()
+        ours = contrastive_loss(theirs.audio_embeds, theirs.text_embeds, peer.logit_scale_a.exp())
+    assert theirs.loss.item() == pytest.approx(text_to_audio, abs=1e-5)
+    assert ours.item() == pytest.approx((audio_to_text + text_to_audio) / 2, abs=1e-5)
+    assert abs(audio_to_text - text_to_audio) > 0.05

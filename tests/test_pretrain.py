@@ -13,32 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import hf_clap
-from conftest import SMALL_AUDIO, SMALL_TEXT
-
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 STEPS = 14
 LIMIT_S = 240
 
 
-@pytest.fixture(scope="module")
-def beginning(processor, tmp_path_factory):
-    """A checkpoint without training, with dropout, to begin with."""
-    folder = tmp_path_factory.mktemp("beginning")
-    torch.manual_seed(0)
-    text = SMALL_TEXT | {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 256}
-    config = hf_clap.HfClapConfig(
-        text_config=text, audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]), projection_dim=12
-    )
-    hf_clap.HfClapModel(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def command(processes, beginning, pair_shards, output):
-    name = {1: "cpu_1_process.yaml", 2: "cpu_2_processes.yaml"}[processes]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(EXAMPLES / "launch" / name)]
-    options = {"model": beginning, "output": output, "steps": STEPS, "batch-size": 8, "micro-batch-size": 3}
+def command(processes, small_checkpoint, pair_shards, output):
+    launch = [sys.executable]
+    if processes == 2:
+        config = str(EXAMPLES / "launch" / "cpu_2_processes.yaml")
+        launch += ["-m", "accelerate.commands.launch", "--config_file", config]
+    options = {"model": small_checkpoint, "output": output, "steps": STEPS, "batch-size": 8, "micro-batch-size": 3}
     options |= {"save-every": 3, "workers": 2, "warmup-steps": 2, "seed": 7}
     # two sources, so that the interleaving has a state too
     sources = ["--source", f"{pair_shards}:2", "--source", f"{pair_shards}/train-0000[01]*.parquet"]
@@ -73,14 +58,14 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_started_again_is_as_if_never_killed(processes, beginning, pair_shards, tmp_path):
+def test_killed_and_started_again_is_as_if_never_killed(processes, small_checkpoint, pair_shards, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(command(processes, beginning, pair_shards, whole))
+    run(command(processes, small_checkpoint, pair_shards, whole))
     assert len(losses(whole)) == STEPS
     step = random.SystemRandom().randint(4, STEPS - 2)
-    kill_after(command(processes, beginning, pair_shards, broken), broken / "log.jsonl", step)
+    kill_after(command(processes, small_checkpoint, pair_shards, broken), broken / "log.jsonl", step)
     assert not (broken / "model").exists()
-    run(command(processes, beginning, pair_shards, broken))
+    run(command(processes, small_checkpoint, pair_shards, broken))
     assert losses(broken) == losses(whole), f"killed after step {step}"
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, whole))
     assert ours.keys() == theirs.keys()

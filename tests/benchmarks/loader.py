@@ -3,8 +3,8 @@ Does streaming keep up? Pairs/s of the loader alone against those that a trainin
 
     python tests/benchmarks/loader.py SOURCE [--workers 2] [--batch-size 64] [--rounds 3] [--threads 2]
 
-SOURCE is anything that `load_pairs` reads. The loader decodes, crops, computes log-mels and tokenizes; the step is that
-of the bundled model with all of its weights (forward, loss, backward, AdamW), and as `examples/finetune.py` takes it,
+SOURCE is anything that `load_pairs` reads. The loader decodes, crops, computes log-mels and tokenizes; the step is
+forward, loss, backward and AdamW of the bundled model, with all of its weights and, as `examples/finetune.py` has it,
 with the audio tower frozen.
 """
 

@@ -1,0 +1,47 @@
+"""examples/finetune.py: what it writes, and that a seed gives the same run twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(source, model, output):
+    options = ["--model", str(model), "--output", str(output), "--steps", "4", "--batch-size", "8", "--seed", "3"]
+    options += ["--held-out-column", "number", "--held-out-every", "2"]
+    finished = subprocess.run(
+        [sys.executable, str(EXAMPLES / "finetune.py"), str(source), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return json.loads((output / "results.json").read_text()), finished.stdout
+
+
+def test_a_seed_gives_the_same_run_twice(pair_shards, small_checkpoint, tmp_path):
+    results, printed = run(pair_shards, small_checkpoint, tmp_path / "first")
+    again, _ = run(pair_shards, small_checkpoint, tmp_path / "second")
+    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    for moment in ("before", "after"):
+        ours, theirs = ({k: v for k, v in of[moment].items() if k not in timing} for of in (results, again))
+        assert ours == theirs
+    weights, of_again = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
+    assert all(torch.equal(value, of_again[name]) for name, value in weights.items())
+    before = load_file(small_checkpoint / "model.safetensors")
+    for name, value in weights.items():  # the audio tower keeps still, the rest learns
+        assert torch.equal(value, before[name]) == name.startswith("audio_model."), name
+
+    before, recall = (results[moment]["eval_text_to_audio_r@1"] for moment in ("before", "after"))
+    assert f"{'text_to_audio_r@1':24} {before:7.4f} {recall:7.4f}" in printed
+    card = (tmp_path / "first" / "README.md").read_text()
+    assert f"value: {recall}" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "first" / "loss.png").stat().st_size > 5000
