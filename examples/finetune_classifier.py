@@ -8,7 +8,7 @@ A folder holds audio files and a `metadata.csv` with the columns `file_name`, `l
 belong together (of one recording, of one speaker) in one fold. Each fold is tested by a model trained on the others.
 With the bundled model, 400 clips of ESC-10 end with
 
-    mean accuracy of 5 folds: 0.9725
+    mean accuracy of 5 folds: 0.9700
 """
 
 import argparse

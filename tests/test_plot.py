@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from hf_clap.plot import COLUMNS, MAX_LABELS, _envelope, _score_grid, plot_timeline
+from hf_clap.plot import COLUMNS, MAX_LABELS, _envelope, _score_grid, plot_timeline, plot_training
 
 SILENCE = [np.zeros(64000, np.float32)]
 
@@ -56,3 +56,14 @@ def test_a_failed_plot_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         plot_timeline(tmp_path / "none" / "x.png", SILENCE, 16000, [{"label": "a", "score": 1.0, "timestamp": (0, 4)}])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_loss_falls_in_the_picture_as_in_the_log(tmp_path):
+    logs = [{"step": step, "loss": 4.0 - step / 10} for step in range(1, 31)] + [{"step": 30, "train_loss": 9.0}]
+    plot_training(tmp_path / "loss.png", logs)
+    picture = imread(tmp_path / "loss.png")[..., :3]
+    rows, columns = np.nonzero(picture[..., 2] - picture[..., 0] > 0.3)  # of the blue curve
+    assert np.corrcoef(rows, columns)[0, 1] > 0.99  # further right is further down
+    metrics = [{"step": 30, "eval_loss": 3.0, "eval_audio_to_text_r@10": 0.5}]
+    plot_training(tmp_path / "both.png", logs + metrics)
+    assert len(imread(tmp_path / "both.png")) > 1.5 * len(picture)  # a second panel

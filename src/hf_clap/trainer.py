@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from .collator import PairCollator
 from .contrastive_step import contrastive_step, unwrapped
@@ -28,7 +28,7 @@ from .modeling_hf_clap import bounded
 from .optimization import clamp_logit_scale, freeze, hold_still, parameter_groups
 from .pair_loader import PairLoader
 from .retrieval import retrieval_metrics
-from .training_checkpoint import new_checkpoint
+from .training_checkpoint import last_checkpoint, new_checkpoint
 
 EVALUATION_CHUNK = 1024  # rows of the logits of the whole evaluation set that are in memory at a time
 
@@ -139,8 +139,8 @@ class HfClapTrainer(Trainer):
         Raises:
             ValueError: if the run to resume has done all of its `max_steps`.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        if resume_from_checkpoint is True and (last := last_checkpoint(str(self.args.output_dir))) is not None:
+            resume_from_checkpoint = str(last)
         if isinstance(resume_from_checkpoint, str):
             steps = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
             if 0 < self.args.max_steps <= steps:
