@@ -81,9 +81,9 @@ def main() -> None:
     )
     last = last_checkpoint(arguments.output)
     before = json.loads((arguments.output / "before.json").read_text()) if last else trainer.evaluate()
-    if trainer.is_world_process_zero():
+    if last is None and trainer.is_world_process_zero():
         arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / "before.json").write_text(json.dumps(before))
+        write_json(arguments.output / "before.json", before)
     summary = trainer.train(resume_from_checkpoint=str(last) if last else None)
     after = trainer.evaluate()
 
@@ -95,7 +95,7 @@ def main() -> None:
     metrics = [name for name in after if "r@" in name]
     settings = {name: value for name, value in vars(arguments).items() if name not in LOCAL}
     results = {"before": before, "after": after, "pairs_per_s": summary.metrics["train_samples_per_second"]}
-    write_results(arguments.output / "results.json", results | {"settings": settings})
+    write_json(arguments.output / "results.json", results | {"settings": settings})
     measured = {"dataset_type": "held-out", "dataset_name": Path(arguments.source).name, "task_type": "retrieval"}
     results_for_card = [
         measured | {"metric_type": name.removeprefix("eval_"), "metric_value": after[name]} for name in metrics
@@ -120,9 +120,9 @@ def belongs(row: dict[str, Any], column: str | None, every: int, held_out: bool)
     return (zlib.crc32(str(key).encode()) % every == 0) == held_out
 
 
-def write_results(path: Path, results: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2, default=str))
+    temporary.write_text(json.dumps(values, indent=2))
     temporary.replace(path)
 
 

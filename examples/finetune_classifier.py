@@ -24,6 +24,7 @@ import transformers
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 import hf_clap
+from hf_clap.plot import plot_training
 
 CLASSIFIER_RATE = 100  # the classifier starts from nothing and may learn so many times as fast as the tower
 
@@ -79,7 +80,7 @@ def main() -> None:
             remove_unused_columns=False,  # Trainer would strip the rows of what `collate` needs
             dataloader_num_workers=2,
             dataloader_persistent_workers=True,
-            logging_strategy="epoch",
+            logging_steps=5,
             save_strategy="no",
             report_to="none",
             seed=options.seed,
@@ -102,6 +103,7 @@ def main() -> None:
         results["mean"] = sum(results["accuracy"].values()) / len(results["accuracy"])
         trainer.save_model()
         if trainer.is_world_process_zero():
+            plot_training(options.output / f"fold-{fold}" / "loss.png", trainer.state.log_history)
             print(f"fold {fold}: accuracy {results['accuracy'][fold]:.4f} of {len(trainer.eval_dataset)} clips")
             unfinished = options.output / "results.json.tmp"
             unfinished.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
