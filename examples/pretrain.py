@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -31,7 +31,14 @@ import hf_clap
 from evaluate_zero_shot import accuracy, read_rows
 from hf_clap.hub import push_to_hub
 from hf_clap.model_card import training_card, write_card
-from hf_clap.optimization import clamp_logit_scale, freeze, hold_still, parameter_groups
+from hf_clap.optimization import (
+    clamp_logit_scale,
+    freeze,
+    hold_still,
+    parameter_groups,
+    scalars_to_vectors,
+    vectors_to_scalars,
+)
 from hf_clap.plot import plot_training
 from hf_clap.training_checkpoint import last_checkpoint, new_checkpoint
 
@@ -56,6 +63,10 @@ def main() -> None:
     freeze(model, audio=arguments.freeze_audio, text=arguments.freeze_text)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded and arguments.zero_shot:
+        raise SystemExit("--zero-shot needs a whole model in one process; with FSDP evaluate the checkpoints instead.")
+    scalars = scalars_to_vectors(model) if sharded else []
 
     # 3. Pairs: each process reads its own, each of its workers a part of those.
     streams, weights = [], []
@@ -134,7 +145,7 @@ def main() -> None:
             save(accelerator, loader, arguments.output / f"checkpoint-{step + 1}", arguments.keep)
 
     # 7. What came of it.
-    state = accelerator.get_state_dict(model)
+    state = vectors_to_scalars(accelerator.get_state_dict(model), scalars)
     if accelerator.is_main_process:
         finish(arguments, core, state, processor, log.entries)
     accelerator.end_training()

@@ -155,29 +155,46 @@ def test_bfloat16_autocast_is_near_float32():
 
 WORKER = """
 import sys, torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, sys.argv[1])
 from test_contrastive_step import PAIRS, batch, gradients, small_model
 from hf_clap import contrastive_step
+from hf_clap.optimization import scalars_to_vectors, vectors_to_scalars
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 share = {name: value[rank * 8 : rank * 8 + 8] if name != "return_loss" else value for name, value in batch().items()}
 results = []
-for tower, loss, options in CASES:
+for wrapper, tower, loss, options in CASES:
     bias = -1.0 if loss == "sigmoid" else None
-    model = DistributedDataParallel(small_model(tower, loss=loss, logit_bias_init_value=bias))
-    value = contrastive_step(model, share, no_sync=model.no_sync, **options)
+    model = small_model(tower, loss=loss, logit_bias_init_value=bias)
+    if wrapper == "FSDP":
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        scalars_to_vectors(model)
+        for module in model.modules():
+            if type(module).__name__ in (*model.audio_model._no_split_modules, "BertLayer"):
+                fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        value = contrastive_step(model, share, **options)
+        of_model = {name: each.full_tensor() for name, each in gradients(model).items()}
+        of_model = vectors_to_scalars(of_model, ["logit_scale", "logit_bias"])
+    else:
+        model = DistributedDataParallel(model)
+        value = contrastive_step(model, share, no_sync=model.no_sync, **options)
+        of_model = gradients(model.module)
     dist.all_reduce(value)
-    results.append((value / 2, gradients(model.module)))
+    results.append((value / 2, of_model))
 if rank == 0:
     torch.save(results, sys.argv[2])
 dist.destroy_process_group()
 """
 CASES = [
-    ("hf_clap_patch_cnn", "softmax", {}),
-    ("hf_clap_patch_cnn", "sigmoid", {}),
-    ("hf_clap_htsat", "softmax", {"micro_batch_size": 2, "chunk_size": 3}),
-    ("hf_clap_cnn14", "sigmoid", {"micro_batch_size": 3}),
+    ("DDP", "hf_clap_patch_cnn", "softmax", {}),
+    ("DDP", "hf_clap_patch_cnn", "sigmoid", {}),
+    ("DDP", "hf_clap_htsat", "softmax", {"micro_batch_size": 2, "chunk_size": 3}),
+    ("DDP", "hf_clap_cnn14", "sigmoid", {"micro_batch_size": 3}),
+    ("FSDP", "hf_clap_htsat", "softmax", {}),
+    ("FSDP", "hf_clap_htsat", "sigmoid", {"micro_batch_size": 3}),
 ]
 
 
@@ -196,7 +213,7 @@ def test_two_processes_equal_one(tmp_path):
     )
     assert finished.returncode == 0, finished.stderr
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for (tower, loss, _), (value, of_two) in zip(CASES, results, strict=True):
+    for (_, tower, loss, _), (value, of_two) in zip(CASES, results, strict=True):
         model = small_model(tower, loss=loss, logit_bias_init_value=-1.0 if loss == "sigmoid" else None)
         whole = model(**batch()).loss
         whole.backward()

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 import hf_clap
-from hf_clap.optimization import clamp_logit_scale, freeze, hold_still, parameter_groups
+from hf_clap.optimization import (
+    clamp_logit_scale,
+    freeze,
+    hold_still,
+    parameter_groups,
+    scalars_to_vectors,
+    vectors_to_scalars,
+)
 
 
 @pytest.fixture
@@ -69,3 +76,16 @@ def test_logit_scale_is_clamped_at_100(model):
         model.logit_scale.fill_(2.0)
     clamp_logit_scale(model)
     assert model.logit_scale.item() == 2.0
+
+
+def test_scalars_become_vectors_and_scalars_again(small_config):
+    """FSDP divides no scalars; what is saved has their own shapes."""
+    small_config.logit_bias_init_value = -10.0
+    model = hf_clap.HfClapModel(small_config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = scalars_to_vectors(model)
+    assert sorted(names) == ["logit_bias", "logit_scale"]
+    assert all(parameter.ndim > 0 for parameter in model.parameters())
+    after = vectors_to_scalars(model.state_dict(), names)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) and after[name].shape == value.shape for name, value in before.items())

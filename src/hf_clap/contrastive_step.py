@@ -135,7 +135,8 @@ def contrastive_step(
         return loss_of_all(*embeds, bounded(scale), bias, groups, core.config.loss, chunk_size)
 
     if len(parts) == 1:
-        loss = loss_of(*_embed(model, core, parts[0]), core.logit_scale, core.logit_bias)
+        embeds_of_all = _embed(model, core, parts[0])
+        loss = loss_of(*embeds_of_all, *_scale_and_bias(core))
         backward(loss)
         return loss.detach()
 
@@ -144,8 +145,10 @@ def contrastive_step(
         for part in parts:
             random_states.append(_random_state(core.device))
             embeds.append(_embed(model, core, part))
-    parameters = [core.logit_scale] if core.logit_bias is None else [core.logit_scale, core.logit_bias]
-    leaves = [tensor.detach().requires_grad_() for tensor in (*map(torch.cat, zip(*embeds, strict=True)), *parameters)]
+    parameters = _scale_and_bias(core)
+    leaves: list[Any] = [
+        tensor.detach().requires_grad_() for tensor in (*map(torch.cat, zip(*embeds, strict=True)), *parameters)
+    ]
     loss = loss_of(*leaves)
     loss.backward()
 
@@ -157,7 +160,7 @@ def contrastive_step(
             tensors = [*_embed(model, core, part)]
             rows = slice(first, first + len(tensors[0]))
             first = rows.stop
-            gradients = [leaf.grad[rows] for leaf in leaves[:2]]
+            gradients: list[Any] = [leaf.grad[rows] for leaf in leaves[:2]]
             if last:  # once, as wrappers expect of every parameter
                 tensors += parameters
                 gradients += [leaf.grad for leaf in leaves[2:]]
@@ -176,6 +179,24 @@ def unwrapped(model: Any) -> Any:
     while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
         model = inner
     return model
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """
+    A parameter that FSDP has divided, put together; others as they are. Its gradient is the mean over the processes,
+    as that of the parameters which FSDP itself puts together.
+    """
+    if not hasattr(parameter, "full_tensor"):
+        return parameter
+    from torch.distributed.tensor import Partial
+
+    gathered = parameter.full_tensor(grad_placements=[Partial()])
+    share = gathered / dist.get_world_size()
+    return share + (gathered - share).detach()
+
+
+def _scale_and_bias(core: Any) -> list[torch.Tensor]:
+    return [whole(parameter) for parameter in (core.logit_scale, core.logit_bias) if parameter is not None]
 
 
 def _cut(inputs: dict[str, torch.Tensor], size: int | None) -> list[dict[str, torch.Tensor]]:

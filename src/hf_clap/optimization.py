@@ -31,6 +31,28 @@ def freeze(model: Any, audio: bool = False, text: bool = False) -> None:
         model.logit_bias.requires_grad_(False)
 
 
+def scalars_to_vectors(model: nn.Module) -> list[str]:
+    """
+    Give the logit scale and other scalars the shape `(1,)`, in place: FSDP refuses to divide scalars. Call it before
+    the model is wrapped.
+
+    Returns:
+        list: their names, for `vectors_to_scalars` of the state dict that is saved.
+    """
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    for name in scalars:
+        module, _, attribute = name.rpartition(".")
+        parameter = model.get_parameter(name)
+        vector = nn.Parameter(parameter.data.reshape(1), requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(module), attribute, vector)
+    return scalars
+
+
+def vectors_to_scalars(state: dict[str, torch.Tensor], scalars: list[str]) -> dict[str, torch.Tensor]:
+    """A state dict with the shapes that it had before `scalars_to_vectors`, which has given their names."""
+    return {name: value.reshape(()) if name in scalars else value for name, value in state.items()}
+
+
 def hold_still(model: Any, freeze_batch_norm: bool = False) -> None:
     """
     Put what must not move into evaluation mode; call it after every `model.train()`.

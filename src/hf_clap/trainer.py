@@ -20,12 +20,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from .collator import PairCollator
-from .contrastive_step import contrastive_step, unwrapped
+from .contrastive_step import contrastive_step, unwrapped, whole
 from .data import PairStream
 from .losses import LOSSES, caption_groups
 from .model_card import training_card, write_card
 from .modeling_hf_clap import bounded
-from .optimization import clamp_logit_scale, freeze, hold_still, parameter_groups
+from .optimization import (
+    clamp_logit_scale,
+    freeze,
+    hold_still,
+    parameter_groups,
+    scalars_to_vectors,
+    vectors_to_scalars,
+)
 from .pair_loader import PairLoader
 from .retrieval import retrieval_metrics
 from .training_checkpoint import last_checkpoint, new_checkpoint
@@ -126,6 +133,7 @@ class HfClapTrainer(Trainer):
         self._staging: Path | None = None
         super().__init__(model, args, data_collator=collator, processing_class=processing_class, **options)
         self.add_callback(_ClampLogitScale())
+        self._scalars = scalars_to_vectors(model) if self.is_fsdp_enabled else []
 
     def train(
         self,
@@ -234,8 +242,8 @@ class HfClapTrainer(Trainer):
         if not parts:
             raise ValueError("The evaluation set holds no pairs; check eval_dataset.")
         audio_embeds, text_embeds, groups = map(torch.cat, zip(*parts, strict=True))
-        scale = bounded(core.logit_scale).float().cpu()
-        bias = None if core.logit_bias is None else core.logit_bias.float().cpu()
+        scale = bounded(whole(core.logit_scale)).float().cpu()
+        bias = None if core.logit_bias is None else whole(core.logit_bias).float().cpu()
         loss = LOSSES[core.config.loss](
             audio_embeds, text_embeds, scale, bias, groups=groups, chunk_size=EVALUATION_CHUNK
         )
@@ -290,6 +298,9 @@ class HfClapTrainer(Trainer):
         )
         cast("Any", card.data).tags += [tags] if isinstance(tags, str) else tags or []
         write_card(output, card)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, None if state_dict is None else vectors_to_scalars(state_dict, self._scalars))
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
