@@ -50,6 +50,21 @@ def pushed(tmp_path_factory, tiny_model, processor):
     return folder
 
 
+def printed_by(program, *words, tmp_path):
+    """What a program without hf_clap prints at its end, whose `module` is one that came with the checkpoint."""
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["module"].startswith("transformers_modules.")
+    return result
+
+
 def test_every_file_of_the_model_travels(pushed):
     assert {file.name for file in pushed.glob("*.py")} == {
         "attention.py",
@@ -117,16 +132,7 @@ def test_captioning_loads_without_hf_clap(tmp_path):
     )
     model = HfClapForAudioCaptioning(config).eval()
     model.save_pretrained(tmp_path / "someones-clapcap")
-    finished = subprocess.run(
-        [sys.executable, "-c", CAPTIONING_PROGRAM, str(tmp_path / "someones-clapcap")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-    )
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
-    assert result["module"].startswith("transformers_modules.")
+    result = printed_by(CAPTIONING_PROGRAM, str(tmp_path / "someones-clapcap"), tmp_path=tmp_path)
     features = torch.linspace(-60, 0, 200 * 64).view(1, 1, 200, 64)
     assert result["said"] == model.generate(features, max_new_tokens=5, eos_token_id=None).tolist()
 
@@ -154,16 +160,7 @@ def test_classification_loads_without_hf_clap(tmp_path, processor):
     processor.feature_extractor.save_pretrained(folder)
     waveform = noise(3.0)
     np.save(tmp_path / "clip.npy", waveform)
-    finished = subprocess.run(
-        [sys.executable, "-c", CLASSIFICATION_PROGRAM, str(folder), str(tmp_path / "clip.npy")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-    )
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
-    assert result["module"].startswith("transformers_modules.")
+    result = printed_by(CLASSIFICATION_PROGRAM, str(folder), str(tmp_path / "clip.npy"), tmp_path=tmp_path)
     inputs = processor.feature_extractor(waveform, sampling_rate=16000)
     with torch.inference_mode():
         scores = model(**inputs).logits[0].softmax(dim=0).tolist()

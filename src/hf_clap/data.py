@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ def interleave_pairs(streams: Sequence[PairStream], weights: Sequence[float] | N
     return _InterleavedPairs(streams, weights)
 
 
-class PairStream(IterableDataset):
+class PairStream(IterableDataset, ABC):
     """
     Pairs in a stream; made by `load_pairs` and `interleave_pairs`.
 
@@ -212,13 +213,13 @@ class PairStream(IterableDataset):
             self._state = {**after, "worker": state["worker"], "readers": readers}
             yield pair
 
+    @abstractmethod
     def start(self, worker: int) -> dict[str, Any]:
         """The state before the first pair, of one loader worker."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pairs_from(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[tuple[Pair, dict[str, Any]]]:
         """The pairs of one reader of several after `state`, each with the state after it."""
-        raise NotImplementedError
 
 
 class _SourcePairs(PairStream):
