@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import AutoConfig, BatchFeature
 
-from .audio import iter_audio
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
+from .embedding import embed_texts, embed_windows, iter_features
 from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
-from .waveform import AudioError, is_batch, iter_windows
+from .prompts import check_templates
+from .waveform import AudioError, is_batch
 
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""
@@ -25,8 +26,6 @@ TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 DEFAULT_TEMPLATE = "this is a sound of {}"  # of the paper (section 4)
 
 DEFAULT_WINDOW_S = 2.0
-
-TEXT_BATCH_SIZE = 64
 
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
@@ -159,7 +158,7 @@ class HfClapPipeline:
             )
         window, hop = self._window_and_hop(window_s, hop_s) if return_timestamps else (None, None)
         self.model.eval()  # somebody may have trained it since
-        label_embeds = self._encode_labels(labels, _check_templates(hypothesis_template))
+        label_embeds = self._encode_labels(labels, check_templates(_as_list(hypothesis_template)))
 
         def score(clip: _Clip) -> Any:
             if clip.error is not None:
@@ -206,25 +205,16 @@ class HfClapPipeline:
         self, clip: _Clip, source: Any, sampling_rate: int | None, window: int | None, hop: int | None
     ) -> Iterator[BatchFeature]:
         """Features of the windows of one input, each noted in its clip."""
-        extractor = self.processor.feature_extractor
-        blocks = map(torch.from_numpy, iter_audio(source, self.sampling_rate, sampling_rate))
-        fusion = window is None and extractor.crop == "fusion"
-        if fusion:  # the model hears a clip as a whole; its waveform is in memory until its features are made
-            windows: Iterable[tuple[int, torch.Tensor]] = [(0, torch.cat(list(blocks)))]
-        else:
-            windows = iter_windows(blocks, window or extractor.max_samples, hop or extractor.max_samples)
-        for start, waveform in windows:
-            end = start + len(waveform)
+        windows = iter_features(self.processor.feature_extractor, source, sampling_rate, window, hop)
+        for start, end, features in windows:
             clip.spans.append((start / self.sampling_rate, end / self.sampling_rate))
             clip.pending += 1
-            yield extractor(waveform, self.sampling_rate, crop="fusion" if fusion else "start")
+            yield features
 
     @torch.inference_mode()
     def _embed(self, batch: list[tuple[_Clip, BatchFeature]], merge: bool) -> None:
         """Embed a batch of windows and hand the embeddings to their clips; empties the batch."""
-        names = list(batch[0][1])
-        features = {name: torch.cat([window[name] for _, window in batch]).to(self.model.device) for name in names}
-        embeds = self.model.encode_audio(**features).float().cpu()
+        _, embeds = embed_windows(self.model, [features for _, features in batch])
         for (clip, _), embed in zip(batch, embeds, strict=True):
             clip.pending -= 1
             if merge and clip.embeds:
@@ -279,23 +269,14 @@ class HfClapPipeline:
         key = (tuple(labels), tuple(templates), weights)
         if key not in self._label_embeds:
             embeds = [
-                self._encode_texts([template.replace("{}", label) for label in labels]) for template in templates
+                embed_texts(self.model, self.processor, [template.replace("{}", label) for label in labels])
+                for template in templates
             ]
             self._label_embeds[key] = F.normalize(torch.stack(embeds).float().mean(dim=0), dim=-1)
             if len(self._label_embeds) > CACHED_LABEL_SETS:
                 self._label_embeds.popitem(last=False)
         self._label_embeds.move_to_end(key)
         return self._label_embeds[key]
-
-    def _encode_texts(self, texts: list[str]) -> torch.Tensor:
-        """`(texts, dim)`, L2-normalised. Batches of like length, so that little of them is padding."""
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        embeds = []
-        for start in range(0, len(order), TEXT_BATCH_SIZE):
-            tokens = self.processor(text=[texts[index] for index in order[start : start + TEXT_BATCH_SIZE]])
-            embeds.append(self.model.encode_text(**tokens.to(self.model.device)))
-        back = torch.tensor(order).argsort()
-        return torch.cat(embeds)[back.to(self.model.device)]
 
 
 def pipeline(
@@ -425,16 +406,5 @@ def _check_labels(labels: Iterable[str] | str) -> list[str]:
     return labels
 
 
-def _check_templates(templates: str | Sequence[str]) -> list[str]:
-    templates = [templates] if isinstance(templates, str) or not isinstance(templates, Sequence) else list(templates)
-    if not templates:
-        raise ValueError(
-            "There is no template; pass at least one, such as hypothesis_template='this is a sound of {}'."
-        )
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise ValueError(
-                f"Template {template!r} does not say where the label goes; write {{}} in its place, once, as in "
-                f"{DEFAULT_TEMPLATE!r}."
-            )
-    return templates
+def _as_list(templates: str | Sequence[str]) -> list[str]:
+    return [templates] if isinstance(templates, str) or not isinstance(templates, Sequence) else list(templates)

@@ -1,0 +1,228 @@
+"""Sounds and words -> embeddings, many at a time: what tagging, the benchmark and search share."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import BatchFeature
+
+from .audio import iter_audio
+from .feature_extraction_hf_clap import HfClapFeatureExtractor
+from .modeling_hf_clap import HfClapModel
+from .processing_hf_clap import HfClapProcessor
+from .waveform import AudioError, iter_windows
+
+TEXT_BATCH_SIZE = 64
+
+
+class ClipEmbedding(NamedTuple):
+    """What a model makes of one clip: means over its windows."""
+
+    pooled: np.ndarray  # (hidden_size,) float32, what the audio tower gives
+    embed: np.ndarray  # (projection_dim,) float32, L2-normalised, in the space that audio and text share
+
+
+def iter_features(
+    extractor: HfClapFeatureExtractor,
+    source: Any,
+    source_rate: int | None = None,
+    window: int | None = None,
+    hop: int | None = None,
+) -> Iterator[tuple[int, int, BatchFeature]]:
+    """
+    Features of one clip, window by window, so that a recording of any length takes bounded memory.
+
+    Args:
+        extractor: the model's.
+        source: audio as `load_audio` takes it.
+        source_rate: of an array, in Hz.
+        window: length of a window in samples at the extractor's rate; its longest when absent. LAION's fusion models
+            then hear the clip as a whole.
+        hop: samples from one window to the next; a window when absent.
+
+    Yields:
+        tuple: first sample of the window, the one after its last, and its features, a batch of one.
+
+    Raises:
+        AudioError, OSError: as `iter_audio`.
+    """
+    blocks = map(torch.from_numpy, iter_audio(source, extractor.sampling_rate, source_rate))
+    fusion = window is None and extractor.crop == "fusion"
+    if fusion:  # its waveform is in memory until its features are made
+        windows: Iterable[tuple[int, torch.Tensor]] = [(0, torch.cat(list(blocks)))]
+    else:
+        window = window or extractor.max_samples
+        windows = iter_windows(blocks, window, hop or window)
+    for start, waveform in windows:
+        features = extractor(waveform, extractor.sampling_rate, crop="fusion" if fusion else "start")
+        yield start, start + len(waveform), features
+
+
+def embed_windows(model: HfClapModel, windows: Sequence[BatchFeature]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the audio tower gives, `(windows, hidden_size)`, and embeddings `(windows, dim)`: float32, on the CPU."""
+    features = {name: torch.cat([window[name] for window in windows]).to(model.device) for name in windows[0]}
+    output: Any
+    output, embeds = model._embed_audio(
+        features["input_features"],
+        features.get("input_features_mask"),
+        features.get("windows_per_clip"),  # of ones
+        features.get("is_longer"),
+    )
+    return output.pooler_output.float().cpu(), embeds.float().cpu()
+
+
+@torch.inference_mode()
+def embed_texts(model: HfClapModel, processor: HfClapProcessor, texts: Sequence[str]) -> torch.Tensor:
+    """`(texts, dim)`, L2-normalised. Batches of like length, so that little of them is padding."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    embeds = []
+    for start in range(0, len(order), TEXT_BATCH_SIZE):
+        tokens = processor(text=[texts[index] for index in order[start : start + TEXT_BATCH_SIZE]])
+        embeds.append(model.encode_text(**tokens.to(model.device)))
+    back = torch.tensor(order).argsort()
+    return torch.cat(embeds)[back.to(model.device)]
+
+
+class Embedder:
+    """
+    A model and its processor, which embed clips in parallel: each worker decodes, makes features and runs the audio
+    tower on one core, so that no core waits for another. What comes out depends on the groups alone, not on the number
+    of workers.
+
+    Args:
+        model: on the device and in the dtype to run in. It is put into evaluation mode.
+        processor: the model's.
+        batch_size: windows that go through the audio tower at a time, in each worker.
+        workers: threads; as many as torch uses when absent.
+
+    Example:
+
+    ```python
+    >>> import hf_clap
+    >>> from hf_clap.embedding import Embedder
+
+    >>> tagger = hf_clap.pipeline(device="cpu")
+    >>> embedder = Embedder(tagger.model, tagger.processor)
+    >>> [[siren, missing]] = embedder.clips([["examples/audio/siren.flac", "examples/audio/none.flac"]])
+    >>> siren.pooled.shape, siren.embed.shape, type(missing).__name__
+    ((1024,), (521,), 'FileNotFoundError')
+
+    ```
+    """
+
+    def __init__(
+        self, model: HfClapModel, processor: HfClapProcessor, batch_size: int = 4, workers: int | None = None
+    ):
+        self.model = model.eval()
+        self.processor = processor
+        self.batch_size = batch_size
+        self.workers = workers or torch.get_num_threads()
+
+    @property
+    def name(self) -> str:
+        """Hub id of the model, or the name of its folder."""
+        source = str(getattr(self.model.config, "_name_or_path", ""))
+        return Path(source).name if Path(source).is_dir() else source or type(self.model).__name__
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the Hub that the model is from, if it is from there."""
+        return getattr(self.model.config, "_commit_hash", None)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of all weights, the configuration and the feature extractor's settings."""
+        return self._sha256("")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what decides how clips are embedded: the audio side's weights, both settings, and the device's kind."""
+        return self._sha256("audio_") + f" {self.model.device.type} {self.batch_size}"
+
+    def _sha256(self, prefix: str) -> str:
+        digest = hashlib.sha256()
+        for settings in (self.model.config.to_diff_dict(), self.processor.feature_extractor.to_dict()):
+            digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith(prefix):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """`(texts, dim)` float32, L2-normalised."""
+        return embed_texts(self.model, self.processor, texts).float().cpu().numpy()
+
+    def clips(self, groups: Iterable[Sequence[Any]]) -> Iterator[list[ClipEmbedding | Exception]]:
+        """
+        Embed clips.
+
+        Args:
+            groups: of clips that are embedded together: each clip is audio as `load_audio` takes it, or a function
+                without arguments that fetches it, which is called in a worker.
+
+        Yields:
+            list: for each group, in order, the embedding of each clip, or the `AudioError` or `OSError` that says why
+            there is none.
+        """
+        threads = torch.get_num_threads()
+        waiting: deque[Future[list[ClipEmbedding | Exception]]] = deque()
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for group in groups:
+                    waiting.append(pool.submit(self._embed_group, group))
+                    if len(waiting) > 2 * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+                torch.set_num_threads(threads)  # else threads that start later would take over the workers' one
+
+    @torch.inference_mode()
+    def _embed_group(self, group: Sequence[Any]) -> list[ClipEmbedding | Exception]:
+        sums: list[list[Any]] = [[0.0, 0.0, 0] for _ in group]  # of each clip's windows: pooled, embeds, how many
+        errors: dict[int, Exception] = {}
+        batch: list[tuple[int, BatchFeature]] = []
+        for index, source in enumerate(group):
+            try:
+                audio = source() if callable(source) else source
+                for _, _, features in iter_features(self.processor.feature_extractor, audio):
+                    batch.append((index, features))
+                    if len(batch) == self.batch_size:
+                        self._add(batch, sums)
+            except (AudioError, OSError) as error:
+                errors[index] = error
+        if batch:
+            self._add(batch, sums)
+        return [
+            errors[index]
+            if index in errors
+            else ClipEmbedding((pooled / windows).numpy(), F.normalize(embed, dim=-1).numpy())
+            for index, (pooled, embed, windows) in enumerate(sums)
+        ]
+
+    def _add(self, batch: list[tuple[int, BatchFeature]], sums: list[list[Any]]) -> None:
+        """Embed a batch of windows, each with the number of its clip, into the clips' sums; empties the batch."""
+        clips = [clip for clip, _ in batch]
+        pooled, embeds = embed_windows(self.model, [features for _, features in batch])
+        for clip, *values in zip(clips, pooled, embeds, strict=True):
+            sums[clip] = [total + value for total, value in zip(sums[clip], (*values, 1), strict=True)]
+        batch.clear()
+
+
+def _without_origin(settings: Any) -> Any:
+    """Settings without where they were loaded from and what wrote them."""
+    if not isinstance(settings, dict):
+        return settings
+    origin = ("_name_or_path", "_commit_hash", "transformers_version")
+    return {name: _without_origin(value) for name, value in settings.items() if name not in origin}

@@ -1,0 +1,302 @@
+"""Tasks and a model -> results: zero-shot, probe, fine-tuned, retrieval, as Elizalde et al. 2022 define them."""
+
+import platform
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .array_cache import ArrayCache
+from .embedding import Embedder
+from .metrics import WEIGHTED, bootstrap_interval, chance, classification_metrics, mean_of
+from .prompts import Prompts
+from .retrieval import rankings, retrieval_metrics
+from .supervised import BATCH_SIZE, EPOCHS, FINETUNE_LEARNING_RATE, HIDDEN_UNITS, PROBE_LEARNING_RATE, finetune, probe
+from .task_embedding import EmbeddedTask, sha256_of
+from .task_result import TaskResult
+from .tasks import TRAIN_AND_TEST
+
+DEALT_FOLDS = 5  # where the data set prescribes none
+
+
+def evaluate(
+    embedded: EmbeddedTask,
+    embedder: Embedder,
+    setting: str | None = None,
+    *,
+    prompts: Prompts | None = None,
+    layers: int = 1,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    cache: ArrayCache | None = None,
+) -> TaskResult:
+    """
+    Do a task in a setting.
+
+    Args:
+        embedded: the task's clips.
+        embedder: the model.
+        setting: `zero-shot` (the class whose words are nearest), `probe` (fully connected layers on the frozen tower),
+            `finetune` (the tower too) or `retrieval` (captions and clips); the task's usual one when absent.
+        prompts: for `zero-shot`; the task's own templates when absent.
+        layers: of a probe, 1 or 3.
+        epochs: of training.
+        seed: of training, of dealing clips out over folds, and of the intervals.
+        cache: where a probe's or tower's scores on a fold are kept, so that what was trained is not trained again.
+
+    Returns:
+        TaskResult: the value with its interval, and all that it came from. Trained settings give the mean over folds.
+
+    Raises:
+        ValueError: for a setting that the task cannot be done in, or a fold without clips.
+
+    Example:
+
+    ```python
+    >>> from functools import partial
+    >>> import hf_clap
+    >>> from hf_clap.embedding import Embedder
+    >>> from hf_clap.evaluation import evaluate
+    >>> from hf_clap.task_data import Clip, TaskData
+    >>> from hf_clap.task_embedding import embed_task
+    >>> from hf_clap.tasks import Task
+
+    >>> names = ("siren", "rain")
+    >>> task = Task("two", "Two sounds", "sound events", "accuracy", classes=names, folds=())
+    >>> clips = [Clip(name, partial(str, f"examples/audio/{name}.flac"), (label,)) for label, name in enumerate(names)]
+    >>> tagger = hf_clap.pipeline(device="cpu")
+    >>> embedder = Embedder(tagger.model, tagger.processor)
+    >>> result = evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder)
+    >>> result.value, result.n
+    (1.0, 2)
+
+    ```
+    """
+    task = embedded.task
+    setting = setting or task.settings[0]
+    if setting not in task.settings:
+        raise ValueError(
+            f"{task.title} cannot be done in the setting {setting!r}; choose {' or '.join(task.settings)}."
+        )
+    training = None
+    if setting == "retrieval":
+        prompts = None
+        measured = _retrieve(embedded, embedder, seed)
+    elif setting == "zero-shot":
+        prompts = prompts or Prompts(task.templates)
+        tested = _tested(embedded)
+        scores = embedded.embeds[tested] @ class_embeds(task.classes, prompts, embedder).T
+        measured = _classify(embedded, scores, tested, {}, seed)
+    else:
+        prompts = None
+        folds, how = _folds(embedded, seed)
+        training = {"folds": how, **_recipe(setting, layers, epochs)}
+        tested = np.sort(np.concatenate([test for _, test in folds.values()]))
+        scores = np.zeros((len(embedded.clips), len(task.classes)))
+        for name in tqdm(folds, desc=f"{task.name} {setting}", unit="fold", disable=None):
+            scores[folds[name][1]] = _learn(embedded, embedder, *folds[name], training, seed, cache)
+        measured = _classify(embedded, scores[tested], tested, {name: test for name, (_, test) in folds.items()}, seed)
+    return TaskResult(
+        task=task.name,
+        title=task.title,
+        setting=setting,
+        metric=task.metric,
+        failed=embedded.failed,
+        model=embedder.name,
+        model_revision=embedder.revision,
+        weights=embedder.weights_sha256,
+        prompt=prompts.as_json() if prompts else None,
+        seed=seed,
+        training=training,
+        data=embedded.provenance,
+        versions=versions(),
+        **measured,
+    )
+
+
+def class_embeds(classes: Sequence[str], prompts: Prompts, embedder: Embedder) -> np.ndarray:
+    """`(classes, dim)` float32, L2-normalised: of each class the mean over its texts."""
+    texts = [prompts.texts_of(name) for name in classes]
+    embeds = embedder.texts([text for of_class in texts for text in of_class])
+    ends = np.cumsum([len(of_class) for of_class in texts])
+    means = np.stack([part.mean(axis=0) for part in np.split(embeds, ends[:-1])])
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def versions() -> dict[str, str]:
+    """Of what has a part in every number."""
+    packages = ("torch", "transformers", "numpy", "scikit-learn", "soundfile", "soxr")
+    return {
+        "python": platform.python_version(),
+        "hf_clap": sys.modules[__package__].__version__,  # of the code that runs, whatever pip last installed
+        **{package: version(package) for package in packages},
+    }
+
+
+def _targets(embedded: EmbeddedTask) -> np.ndarray:
+    """`(clips, classes)` booleans."""
+    targets = np.zeros((len(embedded.clips), len(embedded.task.classes)), dtype=bool)
+    for row, clip in enumerate(embedded.clips):
+        targets[row, list(clip.labels)] = True
+    return targets
+
+
+def _tested(embedded: EmbeddedTask) -> np.ndarray:
+    """Numbers of the clips that zero-shot is tested on: those of the fold `test`, or all where there is none."""
+    if embedded.task.folds != TRAIN_AND_TEST or all(clip.fold is None for clip in embedded.clips):
+        return np.arange(len(embedded.clips))
+    tested = np.flatnonzero([clip.fold == "test" for clip in embedded.clips])
+    if not len(tested):
+        raise ValueError(f"The fold test of {embedded.task.title} has no clips that can be read; add some.")
+    return tested
+
+
+def _folds(embedded: EmbeddedTask, seed: int) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
+    """Of each fold the numbers of the clips to learn from and of those to test on, and who made the folds."""
+    task = embedded.task
+    given = np.array([clip.fold or "" for clip in embedded.clips])
+    if not given.any() and not task.folds:
+        return _deal(embedded, seed), f"{DEALT_FOLDS} at most, dealt out by class and cluster"
+    if not given.all():
+        raise ValueError(
+            f"{task.title} needs a fold for each clip ({', '.join(task.folds) or 'of your own'}); add the column fold."
+        )
+    names = list(task.folds) or sorted(set(given.tolist()))
+    tests = ["test"] if set(names) <= {*TRAIN_AND_TEST, "validation"} else names
+    folds = {name: (np.flatnonzero(given != name), np.flatnonzero(given == name)) for name in tests}
+    for name in names:
+        if name not in given:
+            raise ValueError(f"Fold {name} of {task.title} has no clips that can be read; add some to it.")
+    return folds, "as prescribed" if task.folds else "of the data"
+
+
+def _deal(embedded: EmbeddedTask, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Folds with the classes in like shares, and clips of one cluster in one fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    clusters = [clip.cluster or clip.name for clip in embedded.clips]
+    count = min(DEALT_FOLDS, len(set(clusters)))
+    if count < 2:
+        raise ValueError(f"The clips of {embedded.task.title} are all of one cluster; training needs at least two.")
+    labels = [clip.labels[0] for clip in embedded.clips]
+    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # then a fold or two lack it
+        dealt = dealer.split(np.zeros(len(labels)), labels, clusters)
+        return {str(number): fold for number, fold in enumerate(dealt, start=1)}
+
+
+def _recipe(setting: str, layers: int, epochs: int) -> dict[str, Any]:
+    common = {"epochs": epochs, "batch_size": BATCH_SIZE, "optimizer": "Adam"}
+    if setting == "finetune":
+        return {"layers": 1, **common, "learning_rate": FINETUNE_LEARNING_RATE}
+    hidden = {"hidden_units": HIDDEN_UNITS} if layers > 1 else {}
+    return {"layers": layers, **hidden, **common, "learning_rate": PROBE_LEARNING_RATE}
+
+
+def _learn(
+    embedded: EmbeddedTask,
+    embedder: Embedder,
+    train: np.ndarray,
+    test: np.ndarray,
+    training: Mapping[str, Any],
+    seed: int,
+    cache: ArrayCache | None,
+) -> np.ndarray:
+    """Scores `(test clips, classes)` of what was trained on other clips, from the cache if they are there."""
+    targets = _targets(embedded)
+    determined_by = {
+        "model": embedder.fingerprint,
+        "learned": [(embedded.contents[row], np.flatnonzero(targets[row]).tolist()) for row in train],
+        "tested": [embedded.contents[row] for row in test],
+        "classes": len(embedded.task.classes),
+        "training": training,
+        "seed": seed,
+        "versions": versions(),
+    }
+    key = f"scores {sha256_of(determined_by)}"
+    if cache and (kept := cache.get([key])):
+        return kept[key]["scores"]
+    if training["learning_rate"] == PROBE_LEARNING_RATE:
+        scores = probe(
+            embedded.pooled[train],
+            targets[train],
+            embedded.pooled[test],
+            layers=training["layers"],
+            epochs=training["epochs"],
+            seed=seed,
+        )
+    else:
+        scores = finetune(
+            embedder.model,
+            embedder.processor.feature_extractor,
+            [embedded.clips[row] for row in train],
+            targets[train],
+            [embedded.clips[row] for row in test],
+            epochs=training["epochs"],
+            seed=seed,
+        )
+    if cache:
+        cache.put({key: {"scores": scores}})
+    return scores
+
+
+def _classify(
+    embedded: EmbeddedTask, scores: np.ndarray, tested: np.ndarray, folds: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Any]:
+    """What scores `(tested clips, classes)` are worth; metrics are means over folds, if there are any."""
+    task, targets = embedded.task, _targets(embedded)[tested]
+    overall = classification_metrics(scores, targets, task.classes, task.multi_label)
+    rows = [np.searchsorted(tested, fold) for fold in folds.values()] or [np.arange(len(tested))]
+    of_folds = [classification_metrics(scores[fold], targets[fold], task.classes, task.multi_label) for fold in rows]
+    metrics = {name: float(np.mean([fold.metrics[name] for fold in of_folds])) for name in overall.metrics}
+    weighted = WEIGHTED[task.metric]
+    items = [
+        {
+            "file": embedded.clips[number].name,
+            "label": " | ".join(task.classes[label] for label in embedded.clips[number].labels),
+            "predicted": task.classes[best],
+        }
+        for number, best in zip(tested, scores.argmax(axis=1), strict=True)
+    ]
+    return {
+        "value": metrics[task.metric],
+        "ci95": bootstrap_interval([(len(fold), weighted(scores[fold], targets[fold])) for fold in rows], seed),
+        "chance": chance(task.metric, targets),
+        "n": len(tested),
+        "metrics": metrics,
+        "per_class": overall.per_class,
+        "folds": {name: fold.metrics[task.metric] for name, fold in zip(folds, of_folds, strict=False)},
+        "items": items,
+    }
+
+
+def _retrieve(embedded: EmbeddedTask, embedder: Embedder, seed: int) -> dict[str, Any]:
+    """How well captions and clips find each other. A caption that several clips have is one."""
+    tested = _tested(embedded)
+    pairs = [(row, caption) for row in tested for caption in embedded.clips[row].captions]
+    clips = torch.tensor([row for row, _ in pairs])
+    number = {caption: index for index, caption in enumerate(dict.fromkeys(caption for _, caption in pairs))}
+    captions = torch.tensor([number[caption] for _, caption in pairs])
+    texts = torch.from_numpy(embedder.texts(list(number)))[captions]
+    sounds = torch.from_numpy(embedded.embeds)[clips]
+    found = rankings(sounds, texts, captions, clips)["text_to_audio"]
+    hits = found.metrics()["r@1"].numpy()
+    metrics = retrieval_metrics(sounds, texts, captions, clips)
+    return {
+        "value": metrics["text_to_audio_r@1"],
+        "ci95": bootstrap_interval([(len(hits), mean_of(hits))], seed),
+        "chance": float(found.relevant.double().mean() / len(tested)),
+        "n": len(hits),
+        "metrics": metrics,
+        "per_class": {},
+        "folds": {},
+        "items": [
+            {"query": pairs[row][1], "hit": bool(hit)} for row, hit in zip(found.first.tolist(), hits, strict=True)
+        ],
+    }

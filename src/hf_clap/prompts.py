@@ -1,0 +1,105 @@
+"""The words for a class: templates, ensembles of them, descriptions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+SWEEP = (
+    "{}",
+    "this is a sound of {}",
+    "this is the sound of {}",
+    "the sound of {}",
+    "a recording of {}",
+    "{} can be heard",
+    "i can hear {}",
+)
+"""Templates that `hf-clap eval --prompt-sweep` compares: the label alone, the paper's, and ones that users write."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """
+    How classes are put into words. The class's vector is the normalised mean of the embeddings of its texts.
+
+    Args:
+        templates: sentences with `{}` for the class; `"{}"` is the name alone, and several are an ensemble.
+        descriptions: of classes in other words, which then stand in the templates in place of the name.
+
+    Raises:
+        ValueError: if there is no template, or one without `{}`.
+
+    Example:
+
+    ```python
+    >>> from hf_clap.prompts import Prompts
+
+    >>> Prompts(("{}", "the sound of {}"), {"dog": ("a dog barking", "a dog whining")}).texts_of("dog")
+    ['a dog barking', 'a dog whining', 'the sound of a dog barking', 'the sound of a dog whining']
+    >>> Prompts(("{}", "the sound of {}")).texts_of("rain")
+    ['rain', 'the sound of rain']
+
+    ```
+    """
+
+    templates: tuple[str, ...]
+    descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+
+    def texts_of(self, name: str) -> list[str]:
+        """All that is said for a class."""
+        words = self.descriptions.get(name, (name,))
+        return [template.replace("{}", word) for template in self.templates for word in words]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a result: what makes the same prompts again."""
+        described = {name: list(words) for name, words in self.descriptions.items()}
+        return {"templates": list(self.templates), **({"descriptions": described} if described else {})}
+
+
+def check_templates(templates: Sequence[str]) -> list[str]:
+    """The templates, or a ValueError that says what is wrong with them."""
+    if not templates:
+        raise ValueError("There is no template; pass at least one, such as 'this is a sound of {}'.")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(
+                f"Template {template!r} does not say where the label goes; write {{}} in its place, once, as in "
+                "'this is a sound of {}'."
+            )
+    return list(templates)
+
+
+def read_descriptions(file: str | PathLike[str], classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """
+    Descriptions of classes from JSON, `{"dog": ["a dog barking", "a dog whining"], "rain": "rain on a roof"}`.
+
+    Args:
+        file: in UTF-8.
+        classes: that they may describe; a class without a description is called by its name.
+
+    Returns:
+        dict: class to descriptions.
+
+    Raises:
+        ValueError: if the file is not such JSON, or describes what is not a class.
+    """
+    try:
+        described = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as JSON in UTF-8 ({error}); check it.") from error
+    if not isinstance(described, dict):
+        raise ValueError(f'{file} is not a JSON object; write {{"class": ["description", …], …}}.')
+    descriptions = {}
+    for name, words in described.items():
+        words = [words] if isinstance(words, str) else words
+        if name not in classes:
+            raise ValueError(f"{file} describes {name!r}, which is not a class; the classes are {', '.join(classes)}.")
+        if not (isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)):
+            raise ValueError(f"{file} does not describe {name!r} by texts; write one, or a list of them.")
+        descriptions[name] = tuple(words)
+    return descriptions

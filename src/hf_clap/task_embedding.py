@@ -1,0 +1,152 @@
+"""A task's clips -> embeddings, kept on disk as they come, with the clips that cannot be read by name."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from huggingface_hub.utils.sha import sha_fileobj
+from tqdm import tqdm
+
+from .array_cache import ArrayCache
+from .embedding import ClipEmbedding, Embedder
+from .task_data import Clip, TaskData
+from .tasks import Task
+
+CLIPS_TOGETHER = 4  # that are embedded as one: few enough to stay in a core's cache
+WRITE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class EmbeddedTask:
+    """
+    A task's clips and what the model makes of them.
+
+    Args:
+        task: the row.
+        clips: that could be read.
+        contents: SHA-256 of each of them.
+        pooled: `(clips, hidden_size)`, what the audio tower gives.
+        embeds: `(clips, dim)`, L2-normalised.
+        failed: clips that could not be read, each with its `file` and `error`.
+        provenance: where all the clips are from.
+    """
+
+    task: Task
+    clips: Sequence[Clip]
+    contents: Sequence[str]
+    pooled: np.ndarray
+    embeds: np.ndarray
+    failed: Sequence[Mapping[str, str]]
+    provenance: Mapping[str, Any]
+
+
+def embed_task(task: Task, data: TaskData, embedder: Embedder, cache: ArrayCache | None = None) -> EmbeddedTask:
+    """
+    Embed the clips of a task, those that the cache does not have. Shows its progress on stderr.
+
+    Args:
+        task: of the benchmark, or one of your own.
+        data: its clips.
+        embedder: the model.
+        cache: of what was computed before, with this model or others. What is done is kept after a second, whatever
+            happens then.
+
+    Returns:
+        EmbeddedTask: what every setting starts from.
+
+    Raises:
+        ValueError: if no clip can be read.
+        OSError: if the cache cannot be used.
+    """
+    with ThreadPoolExecutor(embedder.workers) as pool:
+        contents = list(pool.map(_content, data.clips))
+    clips: dict[str, Clip] = {}
+    for content, clip in zip(contents, data.clips, strict=True):
+        clips.setdefault(content, clip)
+    results = _embed(clips, embedder, cache, task.name)
+    good, failed = [], []
+    for number, (content, clip) in enumerate(zip(contents, data.clips, strict=True)):
+        if isinstance(result := results[content], Exception):
+            failed.append({"file": clip.name, "error": str(result)})
+        else:
+            good.append((number, result))
+    if not good:
+        raise ValueError(f"No clip of {task.title} can be read; the first says: {failed[0]['error']}")
+    described = [
+        (clip.name, content, clip.labels, clip.captions, clip.fold)
+        for clip, content in zip(data.clips, contents, strict=True)
+    ]
+    return EmbeddedTask(
+        task=task,
+        clips=[data.clips[number] for number, _ in good],
+        contents=[contents[number] for number, _ in good],
+        pooled=np.stack([result.pooled for _, result in good]),
+        embeds=np.stack([result.embed for _, result in good]),
+        failed=failed,
+        provenance={"source": data.source, "revision": data.revision, "sha256": sha256_of(described)},
+    )
+
+
+def sha256_of(value: Any) -> str:
+    """Of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _embed(
+    clips: Mapping[str, Clip], embedder: Embedder, cache: ArrayCache | None, name: str
+) -> dict[str, ClipEmbedding | Exception]:
+    """
+    By content. Clips are embedded by fours, in the order of the task, and each four is kept as a whole: an embedding
+    then has the same bits whether or not a run was broken off before.
+    """
+    key_of = {content: f"{embedder.fingerprint} {content}" for content in clips}
+    kept = cache.get(key_of.values()) if cache else {}
+    results: dict[str, ClipEmbedding | Exception] = {
+        content: ClipEmbedding(**kept[key]) for content, key in key_of.items() if key in kept
+    }
+    order = list(clips)
+    fours = (order[start : start + CLIPS_TOGETHER] for start in range(0, len(order), CLIPS_TOGETHER))
+    groups = [missing for four in fours if (missing := [content for content in four if content not in results])]
+    unkept: dict[str, Mapping[str, np.ndarray]] = {}
+
+    def keep() -> None:
+        if cache and unkept:
+            cache.put(unkept)
+            unkept.clear()
+
+    last = time.monotonic()
+    progress = tqdm(total=len(clips), initial=len(results), desc=f"{name} embedding", unit="clip", disable=None)
+    with progress:
+        for group, embeddings in zip(
+            groups, embedder.clips([clips[content].audio for content in group] for group in groups), strict=True
+        ):
+            for content, embedding in zip(group, embeddings, strict=True):
+                results[content] = embedding
+                if isinstance(embedding, ClipEmbedding):
+                    unkept[key_of[content]] = embedding._asdict()
+            if time.monotonic() - last > WRITE_EVERY_S:
+                keep()
+                last = time.monotonic()
+            progress.update(len(group))
+    keep()
+    return results
+
+
+def _content(clip: Clip) -> str:
+    """SHA-256 of a clip's file or samples. One that cannot be opened goes to the embedder all the same, to say why."""
+    try:
+        audio = clip.audio()
+        if isinstance(audio, Mapping) and audio.get("array") is not None:
+            samples = np.ascontiguousarray(audio["array"])
+            return sha256_of([str(samples.dtype), samples.shape, samples.tobytes().hex(), audio.get("sampling_rate")])
+        if isinstance(audio, Mapping) and audio.get("bytes") is not None:
+            return hashlib.sha256(audio["bytes"]).hexdigest()
+        with open(audio["path"] if isinstance(audio, Mapping) else audio, "rb") as file:
+            return sha_fileobj(file).hex()
+    except OSError:
+        return f"unreadable {clip.name}"
