@@ -94,7 +94,7 @@ def _mono(name: str, blocks: Blocks) -> Blocks:
             if not np.abs(block).max() <= MAX_AMPLITUDE:  # also false for NaN
                 raise AudioError(f"{name} holds NaN or infinite samples, or some beyond a million; write it again.")
             empty = False
-            yield block.mean(axis=1, dtype=np.float32)
+            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
     if empty:
         raise AudioError(f"{name} holds no audio samples; record, copy or download it again.")
 

@@ -5,8 +5,9 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ class _FileView:
     """A seekable file as libsndfile shall see it: nameless, and with the bytes at `offset` replaced by `patch`."""
 
     def __init__(self, file: Any, offset: int = 0, patch: bytes = b""):
-        self.tell = file.tell
-        self._file, self._offset, self._patch = file, offset, patch
+        self.tell, self.patch = file.tell, patch
+        self._file, self._offset = file, offset
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
         # A broken header may point before the start: libsndfile asks for the position next, and gives up by itself.
@@ -42,7 +43,7 @@ class _FileView:
     def read(self, size: int) -> bytes:
         start = self.tell()
         data = bytearray(self._file.read(size))
-        for position, byte in enumerate(self._patch, self._offset - start):
+        for position, byte in enumerate(self.patch, self._offset - start):
             if 0 <= position < len(data):
                 data[position] = byte
         return bytes(data)
@@ -68,8 +69,14 @@ def open_audio_file(name: str, file: Any, stack: ExitStack, path: str | None = N
     size = file.tell()
     if size == 0:
         raise AudioError(f"{name} is empty (0 bytes); record, copy or download it again.")
+    tell: Callable[[], int] = file.tell
+    view: Any = _view(file, size)
+    if path is not None and not view.patch:  # libsndfile reads by itself: through Python, threads wait for each other
+        view = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        stack.callback(os.close, view)
+        tell = partial(os.lseek, view, 0, os.SEEK_CUR)
     try:
-        sound = stack.enter_context(_ForwardFile(_view(file, size)))
+        sound = stack.enter_context(_ForwardFile(view, closefd=False))
     except sf.LibsndfileError as error:
         file.seek(0)
         if demuxer := _demuxer(file.read(16)):
@@ -79,11 +86,14 @@ def open_audio_file(name: str, file: Any, stack: ExitStack, path: str | None = N
     _refuse_cut_file(name, file, size, sound)
     promised = sound.frames if _states_length(file, sound) else None
     file.seek(position)
-    return sound.samplerate, _read_sound(name, file, size, sound, promised)
+    return sound.samplerate, _read_sound(name, tell, size, sound, promised)
 
 
-def _read_sound(name: str, file: Any, size: int, sound: sf.SoundFile, promised: int | None) -> Blocks:
-    """Blocks of a file; `promised` samples must come, unless the header says nothing of its length (None)."""
+def _read_sound(name: str, tell: Callable[[], int], size: int, sound: sf.SoundFile, promised: int | None) -> Blocks:
+    """
+    Blocks of a file; `promised` samples must come, unless the header says nothing of its length (None). `tell` says
+    how far libsndfile has read.
+    """
     block_size = min(round(BLOCK_S * sound.samplerate), MAX_BLOCK // sound.channels)
     done = 0
     while done < sound.frames:  # never ask for more: tags behind a FLAC's last frame would be an error
@@ -100,7 +110,7 @@ def _read_sound(name: str, file: Any, size: int, sound: sf.SoundFile, promised: 
     if promised is not None and done < promised - slack:
         raise _truncated(name, promised / sound.samplerate, done / sound.samplerate)
     # An MP3 of varying bit rate without a Xing header: libsndfile guesses its length, and stops there.
-    if promised is None and sound.format == "MP3" and size - file.tell() > 4096:
+    if promised is None and sound.format == "MP3" and size - tell() > 4096:
         raise AudioError(f"{name} is an MP3 that does not state its length; convert it, e.g. with ffmpeg, to FLAC.")
 
 

@@ -11,7 +11,7 @@ from yaml import YAMLError
 from .checkpoint_file import KINDS, Source
 from .checkpoint_names import LAYOUTS, StateDict
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
-from .model_card import front_end, parameters, table, task_of
+from .model_card import front_end, parameters, purpose_of, table
 
 
 def checkpoint_card(
@@ -31,13 +31,13 @@ def checkpoint_card(
     Returns:
         str: Markdown with the Hub's metadata.
     """
-    task = task_of(model)
+    purpose = purpose_of(model)
     licence = _licence(kind, source)
     data = ModelCardData(
         license=licence,
         library_name="hf_clap",
-        pipeline_tag=task.pipeline_tag,
-        tags=["audio", "clap", task.tag, f"arxiv:{KINDS[kind].paper}"],
+        pipeline_tag=purpose.pipeline_tag,
+        tags=["audio", "clap", purpose.tag, f"arxiv:{KINDS[kind].paper}"],
         base_model=source.repository if source.on_hub else None,
     )
     origin = f"`{source.file.name}`"
@@ -61,7 +61,7 @@ def checkpoint_card(
             "A CLAP (contrastive language-audio pretraining) checkpoint, converted to hf_clap without a change to its "
             "weights.\n",
             *table(("", ""), rows.items()),
-            f"\n```python\n{task.use.format(name=name, rate=extractor.sampling_rate)}```\n",
+            f"\n```python\n{purpose.use.format(name=name, rate=extractor.sampling_rate)}```\n",
             "Weights of the source that have no place here:\n",
             *_left_behind(kind, state),
             "",

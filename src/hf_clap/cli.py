@@ -1,4 +1,4 @@
-"""The command line: `hf-clap tag` and `hf-clap convert`. Results go to stdout, everything else to stderr."""
+"""The command line. Results go to stdout, everything else to stderr."""
 
 import argparse
 import csv
@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .audio import iter_audio
 from .checkpoint_file import KINDS
+from .cli_eval import add_card, add_eval
 from .conversion import convert_checkpoint
 from .conversion_back import BACK, convert_back
 from .pipeline import DEFAULT_TEMPLATE, TINY, pipeline
@@ -112,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--tokenizer", metavar="DIR_OR_ID", help="the text tower's tokenizer (default: the published one)"
     )
+    add_eval(commands)
+    add_card(commands)
     return parser
 
 

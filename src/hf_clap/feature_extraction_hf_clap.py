@@ -240,7 +240,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _log_mel_of_frames(self, frames: torch.Tensor, window: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         spectrum = torch.fft.rfft(frames * window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
-        magnitude = spectrum.abs() if self.power == 1 else spectrum.real.square() + spectrum.imag.square()
+        if self.power == 1 and spectrum.requires_grad:
+            magnitude = spectrum.abs()  # slower, but its gradient at 0 is 0 and not infinite
+        else:
+            magnitude = spectrum.real.square() + spectrum.imag.square()
+            magnitude = magnitude.sqrt_() if self.power == 1 else magnitude
         energy = magnitude @ mel  # (frames, mels)
         if self.log == "db":
             return 10 * torch.log10(energy.clamp(min=self.log_floor))

@@ -22,7 +22,7 @@ from .feature_extraction_hf_clap import HfClapFeatureExtractor
 
 
 @dataclass(frozen=True)
-class Task:
+class Purpose:
     """
     What a model is for.
 
@@ -37,8 +37,8 @@ class Task:
     use: str
 
 
-TASKS = {
-    "HfClapModel": Task(
+PURPOSES = {
+    "HfClapModel": Purpose(
         tag="tagging",
         pipeline_tag="zero-shot-audio-classification",
         use="""\
@@ -48,7 +48,7 @@ tagger = hf_clap.pipeline("{name}")
 print(tagger("sound.wav", ["a dog", "rain"]))
 """,
     ),
-    "HfClapForAudioClassification": Task(
+    "HfClapForAudioClassification": Purpose(
         tag="classification",
         pipeline_tag="audio-classification",
         use="""\
@@ -59,7 +59,7 @@ classifier = pipeline("audio-classification", "{name}")
 print(classifier(hf_clap.load_audio("sound.wav", {rate})))
 """,
     ),
-    "HfClapForAudioCaptioning": Task(
+    "HfClapForAudioCaptioning": Purpose(
         tag="captioning",
         pipeline_tag=None,
         use="""\
@@ -134,30 +134,30 @@ def training_card(
 
     ```
     """
-    task = task_of(model)
+    purpose = purpose_of(model)
     for repository in [base_model, *datasets]:
         if repository is not None:
             validate_repo_id(repository)  # the path of a folder would be a dead link, and tell of someone's machine
     title = name.rsplit("/", 1)[-1]
-    eval_results = [_as_result(result, task) for result in results]
+    eval_results = [_as_result(result, purpose) for result in results]
     data = ModelCardData(
         license=license,
         library_name="hf_clap",
-        pipeline_tag=task.pipeline_tag,
-        tags=["audio", "clap", task.tag],
+        pipeline_tag=purpose.pipeline_tag,
+        tags=["audio", "clap", purpose.tag],
         base_model=base_model,
         datasets=list(datasets) or None,
         model_name=title if eval_results else None,
         eval_results=eval_results or None,
     )
-    origin = f", from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
+    origin = f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title}\n",
-        f"A CLAP (contrastive language-audio pretraining) checkpoint, trained with hf_clap{origin}.\n",
+        f"A CLAP (contrastive language-audio pretraining) checkpoint of hf_clap{origin}.\n",
         *table(("", ""), _about(model, extractor).items()),
         "\n## How to use it\n",
-        f"```python\n{task.use.format(name=name, rate=extractor.sampling_rate)}```",
+        f"```python\n{purpose.use.format(name=name, rate=extractor.sampling_rate)}```",
     ]
     if eval_results:
         lines += ["\n## Results\n", *_results_table(eval_results)]
@@ -208,17 +208,17 @@ def write_card(folder: str | PathLike[str], card: ModelCard) -> Path:
     return place
 
 
-def task_of(model: PreTrainedModel) -> Task:
+def purpose_of(model: PreTrainedModel) -> Purpose:
     """
-    What a model is for, by its class or the first of that class's parents that has a task.
+    What a model is for, by its class or the first of that class's parents that has a purpose.
 
     Raises:
         ValueError: if none has.
     """
     for parent in type(model).__mro__:
-        if parent.__name__ in TASKS:
-            return TASKS[parent.__name__]
-    raise ValueError(f"There is no card for {type(model).__name__}; give a model that is {' or '.join(TASKS)}.")
+        if parent.__name__ in PURPOSES:
+            return PURPOSES[parent.__name__]
+    raise ValueError(f"There is no card for {type(model).__name__}; give a model that is {' or '.join(PURPOSES)}.")
 
 
 def table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
@@ -251,15 +251,15 @@ def _about(model: PreTrainedModel, extractor: HfClapFeatureExtractor) -> dict[st
     }
     if "text tower" in rows:
         rows["shared space"] = f"{config.projection_dim} dimensions (projection `{config.projection}`)"
-    if task_of(model).pipeline_tag == "audio-classification":
+    if purpose_of(model).pipeline_tag == "audio-classification":
         rows["classes"] = f"{config.num_labels}: {', '.join(map(str, config.id2label.values()))}"
     return rows | {"parameters": parameters(model), "audio": front_end(extractor)}
 
 
-def _as_result(result: EvalResult | Mapping[str, Any], task: Task) -> EvalResult:
+def _as_result(result: EvalResult | Mapping[str, Any], purpose: Purpose) -> EvalResult:
     fields = dict(vars(result) if isinstance(result, EvalResult) else result)
-    if task.pipeline_tag is not None:
-        fields.setdefault("task_type", task.pipeline_tag)
+    if purpose.pipeline_tag is not None:
+        fields.setdefault("task_type", purpose.pipeline_tag)
     value: Any = fields.get("metric_value")
     if hasattr(value, "item"):  # of numpy or torch, which YAML would write as Python objects
         fields["metric_value"] = value = value.item()

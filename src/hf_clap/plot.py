@@ -86,6 +86,51 @@ def plot_training(output: Path, logs: Sequence[Mapping[str, float]]) -> None:
     _save(figure, output)
 
 
+def plot_confusion(output: Path, title: str, classes: Sequence[str], counts: np.ndarray) -> None:
+    """
+    Draw which classes were taken for which, as a PNG.
+
+    Args:
+        output: the file to write; it appears when it is complete.
+        title: of the picture.
+        classes: names.
+        counts: `(classes, classes)`: how many clips of the row's class were predicted to be of the column's.
+    """
+    inches = min(4 + 0.28 * len(classes), 40)
+    figure = Figure(figsize=(inches + 1, inches), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    axes.set(title=title, xlabel="predicted", ylabel="true class", yticks=ticks, yticklabels=classes)
+    axes.set_xticks(ticks, classes, rotation=90)
+    if len(classes) <= 40:  # more numbers cannot be read
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, ax=axes, label="share of the clips of a class", shrink=0.8)
+    _save(figure, output)
+
+
+def plot_classes(output: Path, title: str, values: Mapping[str, float], metric: str) -> None:
+    """
+    Draw a bar for each class, the best on top, as a PNG.
+
+    Args:
+        output: the file to write; it appears when it is complete.
+        title: of the picture.
+        values: of the classes, between 0 and 1.
+        metric: what they are.
+    """
+    ranked = sorted(values.items(), key=lambda item: item[1])
+    figure = Figure(figsize=(7, min(1.2 + 0.24 * len(ranked), 80)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([name for name, _ in ranked], [value for _, value in ranked], color="tab:blue")
+    axes.set(title=title, xlim=(0, 1), xlabel=metric, ylim=(-0.6, len(ranked) - 0.4))
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, output)
+
+
 def _save(figure: Figure, output: Path) -> None:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.png")  # a killed run leaves no half picture behind
     try:

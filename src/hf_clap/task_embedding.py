@@ -17,7 +17,7 @@ from .embedding import ClipEmbedding, Embedder
 from .task_data import Clip, TaskData
 from .tasks import Task
 
-CLIPS_TOGETHER = 4  # that are embedded as one: few enough to stay in a core's cache
+CLIPS_TOGETHER = 8  # that are embedded as one, whatever a run before has left to do
 WRITE_EVERY_S = 1.0
 
 
@@ -101,7 +101,7 @@ def _embed(
     clips: Mapping[str, Clip], embedder: Embedder, cache: ArrayCache | None, name: str
 ) -> dict[str, ClipEmbedding | Exception]:
     """
-    By content. Clips are embedded by fours, in the order of the task, and each four is kept as a whole: an embedding
+    By content. Clips are embedded by eights, in the order of the task, and each eight is kept as a whole: an embedding
     then has the same bits whether or not a run was broken off before.
     """
     key_of = {content: f"{embedder.fingerprint} {content}" for content in clips}
@@ -110,8 +110,8 @@ def _embed(
         content: ClipEmbedding(**kept[key]) for content, key in key_of.items() if key in kept
     }
     order = list(clips)
-    fours = (order[start : start + CLIPS_TOGETHER] for start in range(0, len(order), CLIPS_TOGETHER))
-    groups = [missing for four in fours if (missing := [content for content in four if content not in results])]
+    eights = (order[start : start + CLIPS_TOGETHER] for start in range(0, len(order), CLIPS_TOGETHER))
+    groups = [missing for eight in eights if (missing := [content for content in eight if content not in results])]
     unkept: dict[str, Mapping[str, np.ndarray]] = {}
 
     def keep() -> None:

@@ -1,0 +1,219 @@
+"""Results -> the part of a model card that shows them, beside published numbers, with metadata that the Hub reads."""
+
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoFeatureExtractor, AutoModel
+
+from .checkpoint_file import KINDS
+from .model_card import table, training_card
+from .task_result import TaskResult
+from .tasks import TASKS, Published
+
+START, END = "<!-- results of hf-clap eval -->", "<!-- end of results -->"
+
+# What the Hub calls them.
+TASK_TYPES = {
+    "zero-shot": "zero-shot-audio-classification",
+    "probe": "audio-classification",
+    "finetune": "audio-classification",
+    "retrieval": "audio-text-retrieval",
+}
+METRIC_TYPES = {"accuracy": "accuracy", "mAP": "map", "macro F1": "f1", "text_to_audio_r@1": "recall_at_1"}
+
+# The public checkpoints: what is converted -> what others call the model that they measured.
+MEASURED_AS = {
+    "msclap-2022": "CLAP 2022",
+    "msclap-2023": "CLAP 2023",
+    "clapcap": None,
+    "laion": "LAION-CLAP",
+    "transformers": "LAION-CLAP",
+}
+
+
+def benchmark_card(folder: str | PathLike[str], results: Sequence[TaskResult]) -> ModelCard:
+    """
+    The card of a checkpoint with results in it. They take the place of those that were there between the same marks,
+    or come at the end; the rest of the card stays. A checkpoint without a card gets one.
+
+    Args:
+        folder: of the checkpoint.
+        results: of `evaluate`.
+
+    Returns:
+        ModelCard: text and metadata, with a model-index; `write_card` puts it into the folder.
+
+    Raises:
+        ValueError: if there are no results.
+        OSError: if the folder holds no checkpoint.
+    """
+    folder = Path(folder)
+    if not results:
+        raise ValueError("There are no results; give those of at least one task.")
+    if (folder / "README.md").is_file():
+        card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    else:
+        model = AutoModel.from_pretrained(folder)
+        card = training_card(folder.resolve().name, model, AutoFeatureExtractor.from_pretrained(folder))
+    part = "\n".join([START, *results_table(results), *_notes(results), END])
+    if START in card.text:
+        card.text = re.sub(f"{START}.*?{END}", lambda _: part, card.text, flags=re.DOTALL)
+    else:
+        card.text = f"{card.text.rstrip()}\n\n## Benchmark\n\n{part}\n"
+    title = re.search(r"^# (.+)$", card.text, flags=re.MULTILINE)
+    of_benchmark = {task.title for task in TASKS.values()}
+    others = [result for result in card.data.eval_results or [] if result.dataset_name not in of_benchmark]
+    card.data.model_name = card.data.model_name or (title.group(1) if title else folder.resolve().name)
+    card.data.eval_results = others + [_as_eval_result(result) for result in results]
+    return card
+
+
+def results_table(results: Sequence[TaskResult]) -> list[str]:
+    """
+    The lines of a Markdown table, a result each, with what others have published for the same task and setting.
+
+    Args:
+        results: of `evaluate`.
+    """
+    rows = []
+    for result in results:
+        low, high = result.ci95
+        others = [
+            f"{number.model} {number.value:.3f}"
+            for number in (TASKS[result.task].published if result.task in TASKS else ())
+            if (number.setting, number.metric) == (result.setting, result.metric)
+        ]
+        rows.append(
+            (
+                result.title,
+                result.setting,
+                result.metric,
+                f"**{result.value:.3f}**",
+                f"{low:.3f} - {high:.3f}",
+                f"{result.chance:.3f}",
+                result.n,
+                ", ".join(others),
+            )
+        )
+    return table(
+        ("task", "setting", "metric", "value", "95 % interval", "chance", "clips or queries", "published"), rows
+    )
+
+
+def published_card(kind: str) -> ModelCard:
+    """
+    The card of a public checkpoint that `hf-clap convert` brings here: what it is, how to convert it, and what others
+    have measured of it; nothing in it was measured here.
+
+    Args:
+        kind: one of `hf_clap.conversion.KINDS`.
+
+    Returns:
+        ModelCard: text and metadata, with a model-index that names the sources.
+    """
+    checkpoint, model = KINDS[kind], MEASURED_AS[kind]
+    numbers = [
+        (task, number) for task in TASKS.values() for number in task.published if number.model == model is not None
+    ]
+    paper = f"https://arxiv.org/abs/{checkpoint.paper}"
+    data = ModelCardData(
+        license=checkpoint.licence,
+        library_name="hf_clap",
+        pipeline_tag=None if kind == "clapcap" else "zero-shot-audio-classification",
+        tags=["audio", "clap", f"arxiv:{checkpoint.paper}"],
+        base_model=checkpoint.repository,
+        model_name=kind if numbers else None,
+        eval_results=[_of_others(task.name, number) for task, number in numbers] or None,
+    )
+    rows = {
+        "paper": f"[arXiv {checkpoint.paper}]({paper})",
+        "weights": f"[{checkpoint.repository}](https://huggingface.co/{checkpoint.repository}): "
+        + ", ".join(f"`{file}`" for file in checkpoint.files)
+        if checkpoint.repository
+        else "any `ClapModel` of transformers, such as [laion/clap-htsat-unfused]"
+        "(https://huggingface.co/laion/clap-htsat-unfused)",
+        "licence of the weights": checkpoint.licence or "that of the source",
+        "tokenizer": checkpoint.tokenizer or "the source's own",
+    }
+    source = checkpoint.repository or "laion/clap-htsat-unfused"
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {kind}\n",
+        "A public CLAP (contrastive language-audio pretraining) checkpoint, as hf_clap converts it.\n",
+        *table(("", ""), rows.items()),
+        f"\n```bash\nhf-clap convert {source} {kind} --from {kind}\n```",
+    ]
+    if numbers:
+        cells = (
+            (task.title, number.setting, number.metric, f"{number.value:.3f}", number.source)
+            for task, number in numbers
+        )
+        lines += [
+            "\n## What others have measured\n",
+            "hf_clap has not measured this checkpoint; `hf-clap eval --task all --model MODEL` does.\n",
+            *table(("task", "setting", "metric", "value", "source"), cells),
+        ]
+    return ModelCard("\n".join([*lines, ""]))
+
+
+def _notes(results: Sequence[TaskResult]) -> list[str]:
+    """What a table cannot say: words, training, clips that are missing, versions."""
+    notes = {
+        "Prompts": [
+            f"{result.title} ({result.setting}): {', '.join(f'`{text}`' for text in result.prompt['templates'])}"
+            for result in results
+            if result.prompt
+        ],
+        "Training": [
+            f"{result.title} ({result.setting}): {_listed(result.training)}" for result in results if result.training
+        ],
+        "Clips that could not be read": [
+            f"{result.title}: {clip['file']}: {clip['error']}" for result in results for clip in result.failed
+        ],
+    }
+    first = results[0]
+    lines = [""]
+    for title, entries in notes.items():
+        if entries:
+            lines += [f"{title}:", "", *(f"- {entry}" for entry in dict.fromkeys(entries)), ""]
+    packages = ", ".join(f"{package} {number}" for package, number in first.versions.items())
+    return [*lines, f"Weights `{first.weights[:16]}`, seed {first.seed}; {packages}."]
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _as_eval_result(result: TaskResult) -> EvalResult:
+    on_hub = result.data["revision"] is not None
+    fields: dict[str, Any] = {"dataset_revision": result.data["revision"]} if on_hub else {}
+    return EvalResult(
+        task_type=TASK_TYPES[result.setting],
+        task_name=result.setting,
+        dataset_type=result.data["source"] if on_hub else result.task,
+        dataset_name=result.title,
+        metric_type=METRIC_TYPES[result.metric],
+        metric_name=f"{result.metric} ({result.setting})",
+        metric_value=result.value,
+        **fields,
+    )
+
+
+def _of_others(task: str, number: Published) -> EvalResult:
+    paper = re.search(r"\d{4}\.\d{5}", number.source)
+    row = TASKS[task]
+    return EvalResult(
+        task_type=TASK_TYPES[number.setting],
+        task_name=number.setting,
+        dataset_type=row.hub.path if row.hub else task,
+        dataset_name=row.title,
+        metric_type=METRIC_TYPES.get(number.metric, "recall_at_1"),
+        metric_name=f"{number.metric} ({number.setting})",
+        metric_value=number.value,
+        source_name=number.source,
+        source_url=f"https://arxiv.org/abs/{paper.group()}" if paper else "https://arxiv.org/abs/2206.04769",
+    )

@@ -1,0 +1,288 @@
+"""`hf-clap eval` and `hf-clap card`: the benchmark from the shell."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .array_cache import DEFAULT_FOLDER, ArrayCache
+from .benchmark_card import benchmark_card
+from .embedding import Embedder
+from .model_card import write_card
+from .pipeline import TINY, pipeline
+from .prompts import SWEEP, Prompts, read_descriptions
+from .supervised import EPOCHS
+from .task_data import TaskData, find_folders, load_task
+from .task_result import TaskResult, read_results, results_as_json, write_results
+from .tasks import SETTINGS, TASKS, Task, find_task
+
+
+def add_eval(commands: Any) -> None:
+    """Add `eval` to the parser's commands."""
+    parser = commands.add_parser(
+        "eval",
+        help="run a model on the benchmark",
+        description="Run a model on the benchmark, or compare two runs. Embeddings are kept, so that a second run, or "
+        "one after a break, goes on where the first one was.",
+    )
+    parser.set_defaults(run=run_eval)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", action="append", metavar="NAME", help="a task (may be given several times), or all")
+    what.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two results, with a paired test")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--data-dir", type=Path, help="local copy of the task: audio files and a metadata.csv")
+    data.add_argument("--data-root", type=Path, help="folder of such folders, named as the tasks")
+    parser.add_argument("--model", default=TINY, help="folder or Hub id (default: the bundled checkpoint)")
+    parser.add_argument(
+        "--setting",
+        action="append",
+        choices=SETTINGS,
+        help="may be given several times (default: zero-shot, or retrieval where there are captions)",
+    )
+    parser.add_argument(
+        "--template",
+        action="append",
+        help="sentence with {} for the class, several for an ensemble (default: the task's)",
+    )
+    parser.add_argument("--descriptions", type=Path, metavar="JSON", help='{"class": ["other words for it", …], …}')
+    parser.add_argument(
+        "--prompt-sweep", action="store_true", help="zero-shot with each --template (default: seven) and all of them"
+    )
+    parser.add_argument("--layers", type=int, choices=(1, 3), default=1, help="of a probe (default: 1)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of training (default: {EPOCHS}, as the paper)")
+    parser.add_argument("--seed", type=int, default=0, help="of training, dealt folds and intervals (default: 0)")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="file for the results")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="folder for pictures of confusions and classes")
+    parser.add_argument("--cache-dir", type=Path, default=DEFAULT_FOLDER, help=f"(default: {DEFAULT_FOLDER})")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows embedded at a time (default: 8)")
+    parser.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
+    parser.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
+
+
+def add_card(commands: Any) -> None:
+    """Add `card` to the parser's commands."""
+    parser = commands.add_parser(
+        "card",
+        help="write a model card with results",
+        description="Write results into the model card of a checkpoint: a table beside published numbers, and the "
+        "metadata that the Hub reads. What else the card says stays.",
+    )
+    parser.set_defaults(run=run_card)
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder of the checkpoint")
+    parser.add_argument("--results", nargs="+", required=True, metavar="JSON", help="what `hf-clap eval` wrote")
+
+
+def run_card(options: argparse.Namespace) -> int:
+    """Write a card; returns the exit code."""
+    card = benchmark_card(options.model, read_results(options.results))
+    print(write_card(options.model, card))
+    return 0
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    """Measure or compare; returns the exit code: 1 if a clip could not be read or a task not be done."""
+    if options.compare:
+        return _compare(options)
+    _check(options)
+    if options.plots:
+        from .plot import plot_classes  # noqa: F401, matplotlib is an extra: say so before the work, not after it
+
+        options.plots.mkdir(parents=True, exist_ok=True)
+    several = len(options.task) > 1 or options.task == ["all"]
+    tasks = list(_find_tasks(options))
+    data = {task.name: load_task(task, folders) for task, folders in tasks if folders}  # errors come before the work
+    tagger = pipeline(options.model, device=options.device, dtype=options.dtype)
+    embedder = Embedder(tagger.model, tagger.processor, options.batch_size)
+    cache = ArrayCache(options.cache_dir / f"{embedder.fingerprint[:16]}.sqlite")
+    results: list[TaskResult] = []
+    failed = False
+    rows = _Table(options.format)
+    for task, _ in tasks:
+        try:
+            for result in _results(task, data.get(task.name), embedder, cache, several, options):
+                rows.show(result)
+                results.append(result)
+        except (ValueError, OSError) as error:
+            if not several:
+                raise
+            failed = True
+            tqdm.write(f"hf-clap: {task.name}: {error}", file=sys.stderr)
+    if not results:
+        raise ValueError("No task could be done in that setting; see above.")
+    for task_name, clips in {result.task: result.failed for result in results}.items():
+        for clip in clips:
+            failed = True
+            tqdm.write(f"hf-clap: {task_name}: {clip['file']} is left out: {clip['error']}", file=sys.stderr)
+    if options.plots:
+        for number, result in enumerate(results):
+            _plot(options.plots, f"-{number}" if options.prompt_sweep else "", result)
+    if options.output:
+        write_results(results, options.output)
+    if options.format == "json":
+        print(results_as_json(results))
+    return 1 if failed else 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be wrong about the options themselves."""
+    if options.output and not options.output.parent.is_dir():
+        raise ValueError(f"The folder of {options.output} does not exist; make it, or choose another for --output.")
+    if "all" in options.task and len(options.task) > 1:
+        raise ValueError("--task all is all of them; leave the others out.")
+    if options.data_dir and (len(options.task) > 1 or options.task == ["all"]):
+        raise ValueError("--data-dir is the folder of one task; use --data-root for several.")
+    if options.descriptions and (len(options.task) > 1 or options.task == ["all"]):
+        raise ValueError("--descriptions is for the classes of one task; name it with --task.")
+    if options.prompt_sweep and options.setting not in (None, ["zero-shot"]):
+        raise ValueError("--prompt-sweep is zero-shot; leave --setting out.")
+    if (options.template or options.descriptions) and "zero-shot" not in (options.setting or ["zero-shot"]):
+        raise ValueError("--template and --descriptions are for zero-shot; leave them out.")
+    if options.epochs < 1:
+        raise ValueError(f"--epochs {options.epochs} is not possible; choose at least 1.")
+
+
+def _find_tasks(options: argparse.Namespace) -> Iterator[tuple[Task, Sequence[Path]]]:
+    """Tasks with their local folders, or none where the data come from the Hub."""
+    everything = options.task == ["all"]
+    tasks = TASKS.values() if everything else [find_task(name) for name in dict.fromkeys(options.task)]
+    if options.data_dir:
+        yield from ((task, [options.data_dir]) for task in tasks)
+        return
+    if options.data_root and not options.data_root.is_dir():
+        raise ValueError(f"{options.data_root} is not a folder; name the one that holds the tasks' folders.")
+    found = False
+    for task in tasks:
+        folders = find_folders(task, options.data_root) if options.data_root else []
+        if everything and not (folders if options.data_root else task.hub):
+            continue
+        if options.data_root and not folders:
+            names = " and ".join(task.folders or (task.name,))
+            raise ValueError(f"{options.data_root} has no folder {names}; add it, or leave {task.name} out.")
+        found = True
+        yield task, folders
+    if not found:
+        raise ValueError(f"{options.data_root} has no folder with the name of a task: {', '.join(TASKS)}.")
+
+
+def _results(
+    task: Task,
+    data: TaskData | None,
+    embedder: Embedder,
+    cache: ArrayCache,
+    several: bool,
+    options: argparse.Namespace,
+) -> Iterator[TaskResult]:
+    from .evaluation import evaluate  # scikit-learn is an extra
+    from .task_embedding import embed_task
+
+    settings = options.setting or [task.settings[0]]
+    if several:  # those that this one can be done in
+        settings = [setting for setting in settings if setting in task.settings]
+    if options.prompt_sweep:
+        settings = [setting for setting in settings if setting == "zero-shot"]
+    if not settings:
+        return
+    training = {"layers": options.layers, "epochs": options.epochs, "seed": options.seed, "cache": cache}
+    embedded = embed_task(task, data or load_task(task), embedder, cache)
+    for setting in settings:
+        for prompts in _prompts(task, options) if setting == "zero-shot" else [None]:
+            yield evaluate(embedded, embedder, setting, prompts=prompts, **training)
+
+
+def _prompts(task: Task, options: argparse.Namespace) -> Iterator[Prompts]:
+    """The task's own, those of the options, or those of a sweep one by one and all together."""
+    descriptions = read_descriptions(options.descriptions, task.classes) if options.descriptions else {}
+    if options.prompt_sweep:
+        templates = tuple(dict.fromkeys(options.template or (*SWEEP, *task.templates)))
+        if descriptions:
+            yield from (Prompts((template,)) for template in templates)
+        yield from (Prompts((template,), descriptions) for template in templates)
+        yield Prompts(templates, descriptions)
+    else:
+        yield Prompts(tuple(options.template or task.templates), descriptions)
+
+
+class _Table:
+    """Results line by line, as they come."""
+
+    def __init__(self, output_format: str):
+        self.silent = output_format != "table"
+        self.empty = True
+
+    def show(self, result: TaskResult) -> None:
+        if self.silent:
+            return
+        if self.empty:
+            tqdm.write(
+                f"{'task':18} {'setting':10} {'metric':17} {'value':>6}  {'95 %':15} {'chance':>6} {'n':>5}  prompt"
+            )
+            self.empty = False
+        low, high = result.ci95
+        tqdm.write(
+            f"{result.task:<18} {result.setting:<10} {result.metric:<17} {result.value:6.4f}  {low:.4f} - {high:.4f} "
+            f"{result.chance:6.3f} {result.n:5}  {prompt_in_words(result)}".rstrip()
+        )
+
+
+def _plot(folder: Path, number: str, result: TaskResult) -> None:
+    """The classes of a result as bars and, where each clip has one, what they were taken for."""
+    from sklearn.metrics import confusion_matrix
+
+    from .plot import plot_classes, plot_confusion
+
+    if not result.per_class:
+        return
+    name = f"{result.task}-{result.setting}{number}"
+    metric = "average_precision" if result.metric == "mAP" else "f1"
+    values = {label: row[metric] for label, row in result.per_class.items()}
+    title = f"{result.title}, {result.setting}: {result.metric} {result.value:.3f}"
+    plot_classes(folder / f"{name}-classes.png", title, values, metric.replace("_", " "))
+    if result.metric == "accuracy":
+        true, predicted = ([item[key] for item in result.items] for key in ("label", "predicted"))
+        classes = sorted({*true, *predicted})
+        plot_confusion(
+            folder / f"{name}-confusion.png", title, classes, confusion_matrix(true, predicted, labels=classes)
+        )
+
+
+def prompt_in_words(result: TaskResult) -> str:
+    """Templates, and whether descriptions stand in them."""
+    if result.prompt is None:
+        return ""
+    described = " (descriptions)" if "descriptions" in result.prompt else ""
+    return " + ".join(result.prompt["templates"]) + described
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .comparison import ALPHA, compare
+
+    first, second = (read_results([file]) for file in options.compare)
+    comparisons = compare(first, second)
+    if options.format == "json":
+        keep = ("model", "setting", "prompt", "value", "ci95")
+        documents = []
+        for comparison in comparisons:
+            sides = {
+                side: {name: asdict(result)[name] for name in keep}
+                for side, result in (("first", comparison.first), ("second", comparison.second))
+            }
+            rest = {name: getattr(comparison, name) for name in ("difference", "n", "test", "p_value")}
+            documents.append({"task": comparison.first.task, "metric": comparison.first.metric, **sides, **rest})
+        print(json.dumps(documents, indent=1))
+        return 0
+    print(f"first: {options.compare[0]}, second: {options.compare[1]}")
+    print(f"{'task':<18} {'metric':<17} {'first':>7} {'second':>7} {'change':>8} {'n':>5} {'p':>8}  test")
+    for comparison in comparisons:
+        verdict = "significant" if comparison.p_value < ALPHA else "may be chance"
+        print(
+            f"{comparison.first.task:<18} {comparison.first.metric:<17} {comparison.first.value:7.4f} "
+            f"{comparison.second.value:7.4f} {comparison.difference:+8.4f} {comparison.n:5} {comparison.p_value:8.2g}"
+            f"  {comparison.test}: {verdict}"
+        )
+    return 0
