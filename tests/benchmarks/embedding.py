@@ -53,9 +53,7 @@ def main() -> None:
             speeds["tower"].append((before + tower_speed(tagger.model, features, batch_size)) / 2)
         assert all(isinstance(embedding, ClipEmbedding) for embedding in embeddings)
     ratios = [files / tower for files, tower in zip(speeds["files"], speeds["tower"], strict=True)]
-    print(
-        f"{options.clips} clips of {options.seconds} s at {options.rate} Hz, {options.threads} threads, torch {torch.__version__}"
-    )
+    print(f"{options.clips} clips of {options.seconds} s at {options.rate} Hz, {options.threads} threads")
     for name, values in (("files to embeddings", speeds["files"]), (f"tower, batch {batch_size}", speeds["tower"])):
         print(f"{name:20} {statistics.median(values):8.1f} clips/s  (least {min(values):.1f}, most {max(values):.1f})")
     print(f"{'ratio':20} {statistics.median(ratios):8.2f}          (least {min(ratios):.2f}, most {max(ratios):.2f})")
