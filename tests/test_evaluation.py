@@ -405,7 +405,7 @@ def test_probe_and_finetune_take_several_labels(small_checkpoint, sounds):
     logits = finetune(tagger.model, tagger.processor.feature_extractor, clips[:8], targets[:8], clips[8:12], **options)
     assert logits.shape == (4, 3)
     features = np.random.default_rng(0).normal(size=(40, 50)) + wide(2.0 * targets[:, :1] - 1)
-    scores = probe(features[:30], targets[:30], features[30:], layers=1, epochs=200, seed=0)
+    scores = probe(features[:30], targets[:30], features[30:], layers=1, epochs=2000, seed=0)
     assert ((scores[:, 0] > 0.5) == targets[30:, 0]).mean() > 0.9
     assert (scores[:, 2] > 0.5).all()
     with pytest.raises(ValueError, match="A probe has 1 or 3 layers, not 2"):
