@@ -177,6 +177,7 @@ def test_every_module_has_its_place_and_its_test_file():
         "conversion_back": "conversion",
         "modeling_audio_tower": "modeling_hf_clap",
         "pair_columns": "data",
+        "supervised": "evaluation",
         "task_classes": "tasks",
         "task_embedding": "evaluation",
         "waveform": "feature_extraction_hf_clap",

@@ -56,7 +56,10 @@ class ArrayCache:
 
     def put(self, entries: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Keep the arrays of several keys: all of them or, if this fails, none."""
-        rows = [(key, save(dict(arrays))) for key, arrays in entries.items()]
+        rows = [
+            (key, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+            for key, arrays in entries.items()
+        ]
         with self._open() as connection:
             connection.executemany("INSERT OR REPLACE INTO arrays VALUES (?, ?)", rows)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 try:
-    from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
+    from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 except ImportError as error:
     raise ImportError("The benchmark needs scikit-learn: run `pip install scikit-learn scipy`.") from error
 
@@ -59,7 +59,7 @@ def classification_metrics(
     predicted = best_class(scores)
     present = np.flatnonzero(targets.any(axis=0))
     precision, recall, f1, clips = precision_recall_fscore_support(
-        targets[:, present], predicted[:, present], average=None, zero_division=0.0
+        targets, predicted, labels=present, average=None, zero_division=0.0
     )
     per_class = {
         classes[int(index)]: {
@@ -70,7 +70,7 @@ def classification_metrics(
         }
         for row, index in enumerate(present)
     }
-    metrics = {"macro F1": f1_score(targets[:, present], predicted[:, present], average="macro", zero_division=0.0)}
+    metrics = {"macro F1": f1.mean()}
     if multi_label:
         precisions = [average_precision_score(targets[:, index], scores[:, index]) for index in present]
         for row, value in zip(per_class.values(), precisions, strict=True):

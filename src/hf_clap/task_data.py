@@ -152,17 +152,18 @@ def _from_hub(task: Task) -> Iterator[Clip]:
     hub, numbers = task.hub, _numbers(task)
     for split, fold_of_split in hub.splits.items():
         rows = datasets.load_dataset(hub.path, hub.config, split=split, revision=hub.revision)
-        for column in (hub.audio, hub.label if task.classes else hub.caption, hub.fold):
+        label = hub.label if task.classes else None
+        for column in (hub.audio, label, None if task.classes else hub.caption, hub.fold, hub.clip):
             if column is not None and column not in rows.column_names:
                 raise ValueError(
                     f"{hub.path} has no column {column!r} but {', '.join(map(repr, rows.column_names))}; correct the "
                     f"row of {task.name}."
                 )
         rows = rows.cast_column(hub.audio, datasets.Audio(decode=False))
-        names = _class_names(rows.features[hub.label]) if hub.label else None
+        names = _class_names(rows.features[label]) if label else None
         for number, row in _one_for_each_clip(rows.remove_columns(hub.audio), hub):
-            labels = _texts(row[hub.label], names) if hub.label else []
-            if hub.skip_other_labels and not all(_plain(label) in numbers for label in labels):
+            labels = _texts(row[label], names) if label else []
+            if hub.skip_other_labels and not (labels and all(_plain(name) in numbers for name in labels)):
                 continue
             name = f"{split}/{number}"
             yield _clip(
@@ -173,7 +174,7 @@ def _from_hub(task: Task) -> Iterator[Clip]:
                 audio=partial(_cell, rows, number, hub.audio),
                 labels=labels,
                 captions=_texts(row[hub.caption]) if hub.caption else [],
-                fold=str(row[hub.fold]) if hub.fold else fold_of_split,
+                fold=str(row[hub.fold]) if hub.fold and row[hub.fold] is not None else fold_of_split,
                 cluster=None,
             )
 
@@ -237,7 +238,9 @@ def _split(cell: str | None) -> list[str]:
 def _texts(value: Any, names: Sequence[str] | None = None) -> list[str]:
     """The texts in a cell: one or several, or the names of numbered classes."""
     values = value if isinstance(value, list) else [value]
-    return [names[part] if names is not None and isinstance(part, int) else str(part) for part in values]
+    if names is not None:  # -1 is `datasets`' number for no class
+        values = [(names[part] if part >= 0 else None) if isinstance(part, int) else part for part in values]
+    return [str(part) for part in values if part is not None and part != ""]
 
 
 def _class_names(feature: Any) -> Sequence[str] | None:

@@ -90,7 +90,7 @@ def read_results(files: Iterable[str | PathLike[str]]) -> list[TaskResult]:
     for file in files:
         try:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
-            for fields in document if isinstance(document, list) else [document]:
+            for fields in document if document and isinstance(document, list) else [document]:
                 results.append(TaskResult(**fields | {"ci95": tuple(fields["ci95"])}))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(f"{file} holds no results ({error}); name a file that `hf-clap eval` wrote.") from error
