@@ -3,8 +3,8 @@ Make the example sounds: seven everyday sounds and one long scene of all of them
 
     python examples/make_example_sounds.py
 
-writes examples/audio/*.flac: mono, 16 bits, 16000 Hz. Nothing is recorded, so nothing needs a licence, and everything
-random is seeded, so a second run writes the same files.
+writes examples/audio/*.flac: mono, 16 bits, 16000 Hz, and a metadata.csv with the seven sounds' labels. Nothing is
+recorded, so nothing needs a licence, and everything random is seeded, so a second run writes the same files.
 """
 
 import argparse
@@ -151,6 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
         path = output / f"{name}.flac"
         sf.write(path, np.round(sound * 32767).astype(np.int16), SAMPLING_RATE)
         print(f"{path}: {len(sound) / SAMPLING_RATE:.1f} s, {path.stat().st_size / 1000:.0f} kB")
+    rows = [f"{synthesise.__name__}.flac,{synthesise.__name__}" for synthesise in SOUNDS]
+    (output / "metadata.csv").write_text("\n".join(["file_name,label", *rows, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

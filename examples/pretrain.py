@@ -14,6 +14,7 @@ checkpoint was written. run/log.jsonl has the loss of every step, run/loss.png t
 """
 
 import argparse
+import csv
 import json
 import time
 from functools import partial
@@ -28,7 +29,6 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.trainer_utils import rotate_checkpoints
 
 import hf_clap
-from evaluate_zero_shot import accuracy, read_rows
 from hf_clap.hub import push_to_hub
 from hf_clap.model_card import training_card, write_card
 from hf_clap.optimization import (
@@ -155,8 +155,13 @@ def zero_shot(accelerator: Accelerator, model: Any, processor: Any, folder: Path
     """Accuracy on a labelled folder, in the main process; it draws nothing, so that the run is the same without."""
     share = 0.0
     if accelerator.is_main_process:
-        rows = read_rows(folder)
-        share = accuracy(hf_clap.HfClapPipeline(model, processor), folder, rows)
+        with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        labels = [row["label"].replace("_", " ") for row in rows]
+        files = (str(folder / row["file_name"]) for row in rows)
+        results = hf_clap.HfClapPipeline(model, processor).iterate(files, sorted(set(labels)), top_k=1)
+        hits = [result[0]["label"] == label for result, label in zip(results, labels, strict=True)]
+        share = sum(hits) / len(hits)
     accelerator.wait_for_everyone()
     return share
 

@@ -126,3 +126,11 @@ def test_a_file_that_is_damaged_later(tmp_path):
     for use in (lambda: cache.get(["a"]), lambda: cache.put({"a": {"x": np.ones(1)}})):
         with pytest.raises(OSError, match=re.escape(f"The cache {cache.path} cannot be used")):
             use()
+
+
+def test_views_come_back_as_they_look(tmp_path):
+    cache = ArrayCache(tmp_path / "cache.sqlite")
+    arrays = {"strided": np.arange(10)[::2], "transposed": np.arange(6.0).reshape(2, 3).T, "scalar": np.float32(3)}
+    cache.put({"key": arrays})
+    for name, array in cache.get(["key"])["key"].items():
+        assert np.array_equal(array, arrays[name])

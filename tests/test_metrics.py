@@ -176,3 +176,15 @@ def test_every_resample_draws_as_many_clips_as_there_are():
 
     bootstrap_interval([(7, measure)], seed=0)
     assert np.concatenate(drawn).tolist() == [7] * 1000
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_one_class_alone(multi_label):
+    """As in a fold that has clips of one class only: scikit-learn takes a single column for yes and no."""
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    targets = np.array([[True, False]] * 3)
+    measured = classification_metrics(scores, targets, ["a", "b"], multi_label)
+    assert measured.metrics["macro F1"] == pytest.approx(0.8)
+    assert measured.per_class["a"]["clips"] == 3
+    assert measured.per_class["a"]["recall"] == pytest.approx(2 / 3)
+    assert list(measured.per_class) == ["a"]

@@ -280,6 +280,7 @@ def test_lists_of_captions(tmp_path, merged):
         (SOUNDS, {"audio": "sound"}, "sound"),
         (SOUNDS, {"fold": "fold"}, "fold"),
         (CAPTIONS, {"label": None, "caption": "text"}, "text"),
+        (CAPTIONS, {"caption": "label", "clip": "id"}, "id"),
     ],
 )
 def test_columns_that_the_hub_does_not_have(tmp_path, task, hub, column):
@@ -300,4 +301,17 @@ def test_data_that_are_not_on_the_hub(name):
     task = TASKS[name]
     sentence = f"{task.title} is not on the Hub in a form that can be pinned; {task.obtain} Then name its folder with"
     with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_task(task)
+
+
+def test_empty_cells_of_the_hub_are_nothing(tmp_path):
+    """-1 is `datasets`' number for no class, not the last class."""
+    features = {"label": datasets.ClassLabel(names=["rain", "honk"])}
+    task = write_hub(tmp_path, features=features, train=[{"label": 0}, {"label": -1}])
+    with pytest.raises(ValueError, match="train/1 has no label"):
+        load_task(task)
+    task = write_hub(
+        tmp_path / "captions", CAPTIONS, hub={"label": None, "caption": "text"}, train=[{"text": "a"}, {"text": None}]
+    )
+    with pytest.raises(ValueError, match="train/1 has no caption"):
         load_task(task)

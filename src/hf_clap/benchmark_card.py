@@ -1,7 +1,7 @@
 """Results -> the part of a model card that shows them, beside published numbers, with metadata that the Hub reads."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ def benchmark_card(folder: str | PathLike[str], results: Sequence[TaskResult]) -
     folder = Path(folder)
     if not results:
         raise ValueError("There are no results; give those of at least one task.")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no checkpoint; name a folder that save_pretrained has written.")
     if (folder / "README.md").is_file():
         card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
     else:
@@ -79,6 +81,7 @@ def results_table(results: Sequence[TaskResult]) -> list[str]:
     Args:
         results: of `evaluate`.
     """
+    header = ["task", "setting", "metric", "value", "95 % interval", "chance", "clips or queries", "published"]
     rows = []
     for result in results:
         low, high = result.ci95
@@ -87,21 +90,12 @@ def results_table(results: Sequence[TaskResult]) -> list[str]:
             for number in (TASKS[result.task].published if result.task in TASKS else ())
             if (number.setting, number.metric) == (result.setting, result.metric)
         ]
-        rows.append(
-            (
-                result.title,
-                result.setting,
-                result.metric,
-                f"**{result.value:.3f}**",
-                f"{low:.3f} - {high:.3f}",
-                f"{result.chance:.3f}",
-                result.n,
-                ", ".join(others),
-            )
-        )
-    return table(
-        ("task", "setting", "metric", "value", "95 % interval", "chance", "clips or queries", "published"), rows
-    )
+        value, interval = f"**{result.value:.3f}**", f"{low:.3f} - {high:.3f}"
+        measured = [result.title, result.setting, result.metric, value, interval, f"{result.chance:.3f}", result.n]
+        rows.append([*measured, ", ".join(others)])
+    if not any(row[-1] for row in rows):
+        return table(header[:-1], (row[:-1] for row in rows))
+    return table(header, rows)
 
 
 def published_card(kind: str) -> ModelCard:
@@ -117,9 +111,15 @@ def published_card(kind: str) -> ModelCard:
     """
     checkpoint, model = KINDS[kind], MEASURED_AS[kind]
     numbers = [
-        (task, number) for task in TASKS.values() for number in task.published if number.model == model is not None
+        (task, number)
+        for task in TASKS.values()
+        for number in task.published
+        if model and number.model.startswith(model)
     ]
     paper = f"https://arxiv.org/abs/{checkpoint.paper}"
+    indexed: dict[Any, EvalResult] = {}  # a model-index has one number for a task and setting
+    for task, number in numbers:
+        indexed.setdefault((task.name, number.setting, number.metric), _of_others(task.name, number))
     data = ModelCardData(
         license=checkpoint.licence,
         library_name="hf_clap",
@@ -127,7 +127,7 @@ def published_card(kind: str) -> ModelCard:
         tags=["audio", "clap", f"arxiv:{checkpoint.paper}"],
         base_model=checkpoint.repository,
         model_name=kind if numbers else None,
-        eval_results=[_of_others(task.name, number) for task, number in numbers] or None,
+        eval_results=list(indexed.values()) or None,
     )
     rows = {
         "paper": f"[arXiv {checkpoint.paper}]({paper})",
@@ -162,30 +162,36 @@ def published_card(kind: str) -> ModelCard:
 
 def _notes(results: Sequence[TaskResult]) -> list[str]:
     """What a table cannot say: words, training, clips that are missing, versions."""
-    notes = {
-        "Prompts": [
-            f"{result.title} ({result.setting}): {', '.join(f'`{text}`' for text in result.prompt['templates'])}"
-            for result in results
-            if result.prompt
-        ],
-        "Training": [
-            f"{result.title} ({result.setting}): {_listed(result.training)}" for result in results if result.training
-        ],
-        "Clips that could not be read": [
-            f"{result.title}: {clip['file']}: {clip['error']}" for result in results for clip in result.failed
-        ],
-    }
-    first = results[0]
     lines = [""]
-    for title, entries in notes.items():
-        if entries:
-            lines += [f"{title}:", "", *(f"- {entry}" for entry in dict.fromkeys(entries)), ""]
+    for heading, setting_of in (("Prompts", _prompt), ("Training", _training)):
+        tasks_of: dict[str, list[str]] = {}
+        for result in results:
+            if text := setting_of(result):
+                tasks_of.setdefault(text, []).append(result.title)
+        if tasks_of:
+            lines += [f"{heading}:", "", *(f"- {text}: {'; '.join(tasks)}" for text, tasks in tasks_of.items()), ""]
+    if failed := {
+        f"{result.title}: {clip['file']}: {clip['error']}": None for result in results for clip in result.failed
+    }:
+        lines += ["Clips that could not be read:", "", *(f"- {entry}" for entry in failed), ""]
+    first = results[0]
     packages = ", ".join(f"{package} {number}" for package, number in first.versions.items())
     return [*lines, f"Weights `{first.weights[:16]}`, seed {first.seed}; {packages}."]
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+def _prompt(result: TaskResult) -> str:
+    if result.prompt is None:
+        return ""
+    described = " with descriptions" if "descriptions" in result.prompt else ""
+    return ", ".join(f"`{template}`" for template in result.prompt["templates"]) + described
+
+
+def _training(result: TaskResult) -> str:
+    if result.training is None:
+        return ""
+    return f"{result.setting}, " + ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in result.training.items()
+    )
 
 
 def _as_eval_result(result: TaskResult) -> EvalResult:
@@ -193,7 +199,6 @@ def _as_eval_result(result: TaskResult) -> EvalResult:
     fields: dict[str, Any] = {"dataset_revision": result.data["revision"]} if on_hub else {}
     return EvalResult(
         task_type=TASK_TYPES[result.setting],
-        task_name=result.setting,
         dataset_type=result.data["source"] if on_hub else result.task,
         dataset_name=result.title,
         metric_type=METRIC_TYPES[result.metric],
@@ -208,7 +213,6 @@ def _of_others(task: str, number: Published) -> EvalResult:
     row = TASKS[task]
     return EvalResult(
         task_type=TASK_TYPES[number.setting],
-        task_name=number.setting,
         dataset_type=row.hub.path if row.hub else task,
         dataset_name=row.title,
         metric_type=METRIC_TYPES.get(number.metric, "recall_at_1"),
