@@ -315,3 +315,20 @@ def test_empty_cells_of_the_hub_are_nothing(tmp_path):
     )
     with pytest.raises(ValueError, match="train/1 has no caption"):
         load_task(task)
+
+
+def test_the_hub_is_asked_for_the_pinned_commit(tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        raise ConnectionError("no route to the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    sentence = (
+        "agkphysics/AudioSet cannot be read from the Hub (no route to the Hub); check the network, or get the data"
+    )
+    with pytest.raises(OSError, match=re.escape(sentence)):
+        load_task(TASKS["audioset"])
+    revision = "0c609e8302cf139307f639c57652032af0a88041"
+    assert asked == [(("agkphysics/AudioSet", "balanced"), {"split": "train", "revision": revision})]

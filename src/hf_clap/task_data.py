@@ -151,7 +151,13 @@ def _from_hub(task: Task) -> Iterator[Clip]:
         raise ImportError("Data from the Hub need datasets: run `pip install datasets`.") from error
     hub, numbers = task.hub, _numbers(task)
     for split, fold_of_split in hub.splits.items():
-        rows = datasets.load_dataset(hub.path, hub.config, split=split, revision=hub.revision)
+        try:
+            rows = datasets.load_dataset(hub.path, hub.config, split=split, revision=hub.revision)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"{hub.path} cannot be read from the Hub ({error}); check the network, or get the data ("
+                f"{task.obtain}) and name their folder with --data-dir."
+            ) from error
         label = hub.label if task.classes else None
         for column in (hub.audio, label, None if task.classes else hub.caption, hub.fold, hub.clip):
             if column is not None and column not in rows.column_names:
