@@ -58,13 +58,14 @@ def test_example_sounds_are_recognised(tiny_tagger, path):
         assert best["score"] > 0.5 > 2 * second["score"]
 
 
-@pytest.mark.parametrize(("task", "least"), [("instruments", 0.68), ("dcase2016_events", 0.46)])
-def test_zero_shot_accuracy_on_real_sounds(shared, tiny_tagger, task, least):
+def test_zero_shot_accuracy_on_real_sounds(shared, tiny_tagger):
+    """ESC-10 is in test_evaluation.py."""
+    task = "instruments"
     folder = shared / "data" / "eval" / task
     if not folder.is_dir():
         pytest.skip(f"the evaluation set {task} is not here")
     embedder = Embedder(tiny_tagger.model, tiny_tagger.processor)
-    assert evaluate(embed_task(TASKS[task], load_task(TASKS[task], [folder]), embedder), embedder).value >= least
+    assert evaluate(embed_task(TASKS[task], load_task(TASKS[task], [folder]), embedder), embedder).value >= 0.68
 
 
 def test_the_example_sounds_are_made_by_their_script(tmp_path):

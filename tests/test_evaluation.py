@@ -87,7 +87,7 @@ def few_draws(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 def test_a_perfect_model_has_one_and_a_shuffled_one_chance(task, few_draws):
-    copies = {"text_to_audio_r@1": 300}.get(task.metric, max(6, 1200 // max(len(task.classes), 1)))
+    copies = {"text_to_audio_r@1": 300}.get(task.metric, max(3, 1000 // max(len(task.classes), 1)))
     data, vectors, of_text = made_up(task, copies)
     perfect = FakeEmbedder(vectors, of_text)
     embedded = embed_task(task, data, perfect)
@@ -388,9 +388,9 @@ def test_finetuning_learns_and_leaves_the_model_alone(small_checkpoint, sounds):
     embedder = Embedder(tagger.model, tagger.processor)
     embedded = embed_task(SOUNDS, load_task(SOUNDS, [sounds]), embedder)
     result = evaluate(embedded, embedder, "finetune", epochs=40)
-    again = evaluate(embedded, embedder, "finetune", epochs=40)
+    once, twice = (evaluate(embedded, embedder, "finetune", epochs=2) for _ in range(2))
     assert result.value > 0.9  # tones and noise, by an untrained tower of a few thousand parameters
-    assert results_as_json([again]) == results_as_json([result])
+    assert results_as_json([once]) == results_as_json([twice])
     assert result.training["learning_rate"] == 1e-4
     assert all(torch.equal(tensor, before[name]) for name, tensor in tagger.model.state_dict().items())
     assert not tagger.model.training

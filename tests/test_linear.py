@@ -5,7 +5,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clap.linear import HAS_ONEDNN, Linear, _is_plain_inference
+from hf_clap.linear import HAS_ONEDNN, Conv2d, Linear, _is_plain_inference
 
 
 @pytest.fixture
@@ -106,3 +106,23 @@ def test_compiled_and_exported_graphs_hold_a_plain_linear(layers):
         assert "aten.linear.default" in names
         assert not any("mkldnn" in name for name in names)
         assert torch.allclose(exported.module()(hidden), theirs(hidden), atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(1, 96, 6, 4), (5, 96, 1, 1), (2, 96, 1, 7), (0, 96, 3, 2)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1}, {"groups": 4}, {"kernel_size": 3}])
+def test_convolutions_are_those_of_nn_conv2d(size, bias, memory_format, options):
+    torch.manual_seed(0)
+    options = {"kernel_size": 1, "padding": 1 if "kernel_size" in options else 0} | options
+    theirs = nn.Conv2d(96, 128, bias=bias, **options)
+    ours = Conv2d(96, 128, bias=bias, **options)
+    ours.load_state_dict(theirs.state_dict())
+    hidden = torch.randn(size).contiguous(memory_format=memory_format)
+    with torch.inference_mode():
+        expected, output = theirs(hidden), ours(hidden)
+    assert output.shape == expected.shape
+    assert torch.allclose(output, expected, atol=1e-5)
+    ours(hidden).square().sum().backward()
+    theirs(hidden).square().sum().backward()
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_hf_clap import HfClapPatchCnnConfig
-from .linear import PointwiseConv2d
+from .linear import Conv2d
 from .modeling_audio_tower import HfClapAudioTower
 
 # Patches put through the CNN at a time on a CPU: more leave its cache, fewer pay for repacking the weights (measured).
@@ -44,7 +44,7 @@ class DepthwiseSeparableConv(GradientCheckpointingLayer):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.depthwise = SameConv2d(in_channels, in_channels, stride, groups=in_channels)
-        self.pointwise = PointwiseConv2d(in_channels, out_channels)
+        self.pointwise = Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.relu(self.pointwise(F.relu(self.depthwise(hidden), inplace=True)), inplace=True)
