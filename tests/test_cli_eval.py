@@ -226,7 +226,12 @@ def test_prompts(root, tmp_path, capsys):
             ["--task", "esc10", "--output", "ROOT/none/r.json"],
             "The folder of ROOT/none/r.json does not exist; make it",
         ),
-        (["--task", "esc10", "--epochs", "0"], "--epochs 0 is not possible; choose at least 1."),
+        (["--task", "esc10", "--setting", "probe", "--epochs", "0"], "--epochs 0 is not possible; choose at least 1."),
+        (["--task", "esc10", "--epochs", "3"], "--epochs is for --setting probe and finetune; leave it out."),
+        (
+            ["--task", "esc10", "--setting", "finetune", "--layers", "3"],
+            "--layers is for --setting probe; leave it out.",
+        ),
         (["--compare", "ROOT/esc10/metadata.csv", "ROOT/esc10/metadata.csv"], "metadata.csv holds no results"),
     ],
 )

@@ -187,6 +187,7 @@ def test_dealt_folds_keep_clusters_together_and_classes_apart(few_draws):
         (["1"] * 8 + ["2"] * 8, "probe", "Fold 3 of ESC-10 has no clips that can be read; add some to it."),
         ([None] * 16, "probe", r"ESC-10 needs a fold for each clip \(1, 2, 3, 4, 5\); add the column fold."),
         (["1"] * 15 + [None], "probe", "needs a fold for each clip"),
+        (["1"] * 16, "probe", "All clips of ESC-10 are in fold 1; training needs others too."),
         (["1"] * 16, "retrieval", "ESC-10 cannot be done in the setting 'retrieval'; choose zero-shot or probe or"),
     ],
 )
@@ -198,6 +199,18 @@ def test_what_cannot_be_done_is_said(folds, setting, sentence):
     embedder = FakeEmbedder(np.eye(16, 10, dtype=np.float32), {})
     with pytest.raises(ValueError, match=sentence):
         evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder, setting)
+
+
+@pytest.mark.parametrize(
+    ("fold", "sentence"),
+    [("train", "All clips of ESC-10 are in fold train"), ("test", "All clips of ESC-10 are in fold test")],
+)
+def test_folds_of_the_data_need_both_parts(fold, sentence):
+    task = dataclasses.replace(TASKS["esc10"], folds=())
+    clips = [Clip(str(number), partial(audio_of, number), (number % 10,), fold=fold) for number in range(16)]
+    embedder = FakeEmbedder(np.eye(16, 10, dtype=np.float32), {})
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder, "probe")
 
 
 def test_zero_shot_is_tested_on_the_fold_test(few_draws):

@@ -143,6 +143,11 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--prompt-sweep is zero-shot; leave --setting out.")
     if (options.template or options.descriptions) and "zero-shot" not in (options.setting or ["zero-shot"]):
         raise ValueError("--template and --descriptions are for zero-shot; leave them out.")
+    settings = options.setting or []
+    if options.layers != 1 and "probe" not in settings:
+        raise ValueError("--layers is for --setting probe; leave it out.")
+    if options.epochs != EPOCHS and not {"probe", "finetune"} & set(settings):
+        raise ValueError("--epochs is for --setting probe and finetune; leave it out.")
     if options.epochs < 1:
         raise ValueError(f"--epochs {options.epochs} is not possible; choose at least 1.")
 

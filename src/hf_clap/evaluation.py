@@ -99,7 +99,7 @@ def evaluate(
         tested = np.sort(np.concatenate([test for _, test in folds.values()]))
         scores = np.zeros((len(embedded.clips), len(task.classes)))
         for name in tqdm(folds, desc=f"{task.name} {setting}", unit="fold", disable=None):
-            scores[folds[name][1]] = _learn(embedded, embedder, *folds[name], training, seed, cache)
+            scores[folds[name][1]] = _learn(embedded, embedder, setting, *folds[name], training, seed, cache)
         measured = _classify(embedded, scores[tested], tested, {name: test for name, (_, test) in folds.items()}, seed)
     return TaskResult(
         task=task.name,
@@ -168,10 +168,12 @@ def _folds(embedded: EmbeddedTask, seed: int) -> tuple[dict[str, tuple[np.ndarra
         )
     names = list(task.folds) or sorted(set(given.tolist()))
     tests = ["test"] if set(names) <= {*TRAIN_AND_TEST, "validation"} else names
-    folds = {name: (np.flatnonzero(given != name), np.flatnonzero(given == name)) for name in tests}
-    for name in names:
+    for name in dict.fromkeys([*names, *tests]):
         if name not in given:
             raise ValueError(f"Fold {name} of {task.title} has no clips that can be read; add some to it.")
+        if (given == name).all():
+            raise ValueError(f"All clips of {task.title} are in fold {name}; training needs others too.")
+    folds = {name: (np.flatnonzero(given != name), np.flatnonzero(given == name)) for name in tests}
     return folds, "as prescribed" if task.folds else "of the data"
 
 
@@ -202,6 +204,7 @@ def _recipe(setting: str, layers: int, epochs: int) -> dict[str, Any]:
 def _learn(
     embedded: EmbeddedTask,
     embedder: Embedder,
+    setting: str,
     train: np.ndarray,
     test: np.ndarray,
     training: Mapping[str, Any],
@@ -215,6 +218,7 @@ def _learn(
         "learned": [(embedded.contents[row], np.flatnonzero(targets[row]).tolist()) for row in train],
         "tested": [embedded.contents[row] for row in test],
         "classes": len(embedded.task.classes),
+        "setting": setting,
         "training": training,
         "seed": seed,
         "versions": versions(),
@@ -222,7 +226,7 @@ def _learn(
     key = f"scores {sha256_of(determined_by)}"
     if cache and (kept := cache.get([key])):
         return kept[key]["scores"]
-    if training["learning_rate"] == PROBE_LEARNING_RATE:
+    if setting == "probe":
         scores = probe(
             embedded.pooled[train],
             targets[train],
