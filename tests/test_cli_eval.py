@@ -86,6 +86,13 @@ def test_json_is_one_document_on_stdout(root, tmp_path, capsys):
     assert document["model"] == "tiny"
 
 
+def test_finetuning_leaves_stdout_to_the_document(root, tmp_path, capsys, small_checkpoint):
+    arguments = ["--task", "esc10", "--data-root", root, "--cache-dir", tmp_path, "--model", small_checkpoint]
+    assert run(*arguments, "--setting", "finetune", "--epochs", "1", "--format", "json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["setting"], document["n"], document["training"]["learning_rate"]) == ("finetune", CLIPS, 1e-4)
+
+
 def test_killed_half_way_and_run_again(root, tmp_path):
     """The same result file, and no clip embedded twice."""
     program = (

@@ -1,6 +1,7 @@
 """The two settings that learn (Elizalde et al. 2022, section 4): a probe on the frozen tower, and fine-tuning."""
 
 import copy
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -103,7 +104,13 @@ def finetune(
     Returns:
         np.ndarray: `(test clips, classes)` logits.
     """
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+    class Steps(ProgressCallback):
+        """The bar alone: what it would print besides goes to stdout, where the results are."""
+
+        def on_log(self, *arguments: Any, **options: Any) -> None:
+            pass
 
     one_class = bool((train_targets.sum(axis=1) == 1).all())
     config = copy.deepcopy(model.config)
@@ -126,6 +133,7 @@ def finetune(
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
+            disable_tqdm=True,
             seed=seed,
             use_cpu=model.device.type == "cpu",
         )
@@ -136,6 +144,9 @@ def finetune(
             train_dataset=list(zip(train_clips, labels, strict=True)),
             optimizers=(torch.optim.Adam(classifier.parameters(), lr=FINETUNE_LEARNING_RATE), None),
         )
+        trainer.remove_callback(PrinterCallback)
+        if sys.stderr.isatty():
+            trainer.add_callback(Steps())
         trainer.train()
         tested: Any = [(clip, None) for clip in test_clips]
         predictions: Any = trainer.predict(tested).predictions
