@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from hf_clap.plot import COLUMNS, MAX_LABELS, _envelope, _score_grid, plot_timeline, plot_training
+from hf_clap.plot import (
+    COLUMNS,
+    MAX_LABELS,
+    _envelope,
+    _score_grid,
+    plot_classes,
+    plot_confusion,
+    plot_timeline,
+    plot_training,
+)
 
 SILENCE = [np.zeros(64000, np.float32)]
 
@@ -67,3 +76,25 @@ def test_loss_falls_in_the_picture_as_in_the_log(tmp_path):
     metrics = [{"step": 30, "eval_loss": 3.0, "eval_audio_to_text_r@10": 0.5}]
     plot_training(tmp_path / "both.png", logs + metrics)
     assert len(imread(tmp_path / "both.png")) > 1.5 * len(picture)  # a second panel
+
+
+def test_confusions_are_in_their_cells(tmp_path):
+    """Dark cells lie on the falling diagonal where all is right, and on the rising one where all is wrong."""
+    for name, counts in {"right": np.diag([9, 4]), "wrong": np.diag([9, 4])[:, ::-1]}.items():
+        plot_confusion(tmp_path / f"{name}.png", "two classes", ["a", "b"], counts)
+        picture = imread(tmp_path / f"{name}.png")[:, :, :3]
+        picture = picture[:, : picture.shape[1] * 7 // 10]  # without the colour bar
+        down, across = np.nonzero(np.abs(picture - np.array([8, 48, 107]) / 255).max(axis=2) < 0.02)
+        assert len(down) > 1000
+        assert np.corrcoef(down, across)[0, 1] * (1 if name == "right" else -1) > 0.5
+
+
+def test_bars_are_as_long_as_the_values_say(tmp_path):
+    plot_classes(tmp_path / "bars.png", "three classes", {"low": 0.2, "high": 0.8, "half": 0.5}, "f1")
+    picture = imread(tmp_path / "bars.png")[:, :, :3]
+    blue = (np.abs(picture - np.array([31, 119, 180]) / 255).max(axis=2) < 0.02).sum(axis=1)  # pixels of each row
+    bars = blue[blue > 10]
+    longest = bars.max()
+    assert bars[0] == pytest.approx(longest, rel=0.02)  # the best is on top
+    assert bars[-1] == pytest.approx(longest * 0.2 / 0.8, rel=0.05)
+    assert np.median(bars) == pytest.approx(longest * 0.5 / 0.8, rel=0.05)

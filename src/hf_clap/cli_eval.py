@@ -119,13 +119,13 @@ def run_eval(options: argparse.Namespace) -> int:
         for clip in clips:
             failed = True
             tqdm.write(f"hf-clap: {task_name}: {clip['file']} is left out: {clip['error']}", file=sys.stderr)
-    if options.plots:
-        for number, result in enumerate(results):
-            _plot(options.plots, f"-{number}" if options.prompt_sweep else "", result)
     if options.output:
         write_results(results, options.output)
     if options.format == "json":
         print(results_as_json(results))
+    if options.plots:
+        for number, result in enumerate(results):
+            _plot(options.plots, f"-{number}" if options.prompt_sweep else "", result)
     return 1 if failed else 0
 
 
@@ -194,9 +194,10 @@ def _results(
     if not settings:
         return
     training = {"layers": options.layers, "epochs": options.epochs, "seed": options.seed, "cache": cache}
+    all_prompts = list(_prompts(task, options)) if "zero-shot" in settings else []  # errors come before the work
     embedded = embed_task(task, data or load_task(task), embedder, cache)
     for setting in settings:
-        for prompts in _prompts(task, options) if setting == "zero-shot" else [None]:
+        for prompts in all_prompts if setting == "zero-shot" else [None]:
             yield evaluate(embedded, embedder, setting, prompts=prompts, **training)
 
 
