@@ -82,7 +82,8 @@ def wide(vectors):
 
 @pytest.fixture
 def few_draws(monkeypatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 50)
+    monkeypatch.setattr(metrics, "RESAMPLES", 6)
+    monkeypatch.setattr(metrics, "RESAMPLES_AT_A_TIME", 3)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
