@@ -100,7 +100,7 @@ MAY_IMPORT = {
         "training_checkpoint",
     },
     "task_classes": set(),
-    "tasks": {"task_classes"},
+    "tasks": {"prompts", "task_classes"},
     "task_data": {"tasks"},
     "array_cache": set(),
     "task_embedding": {"array_cache", "embedding", "task_data", "tasks"},
@@ -136,7 +136,7 @@ MAY_IMPORT = {
         "task_result",
         "tasks",
     },
-    "cli": {"audio", "checkpoint_file", "cli_eval", "conversion", "conversion_back", "pipeline", "plot"},
+    "cli": {"audio", "checkpoint_file", "cli_eval", "conversion", "conversion_back", "pipeline", "plot", "prompts"},
 }
 TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
     "attention",

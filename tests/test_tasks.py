@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from hf_clap.prompts import check_templates
-from hf_clap.tasks import PAPER_TEMPLATE, SETTINGS, TASKS, TRAIN_AND_TEST, find_task
+from hf_clap.prompts import DEFAULT_TEMPLATE, check_templates
+from hf_clap.tasks import SETTINGS, TASKS, TRAIN_AND_TEST, find_task
 
 # Elizalde et al. 2022: classes, metric, zero-shot, frozen probe, fine-tuned
 PAPER = {
@@ -106,9 +106,9 @@ def test_the_papers_templates():
         "libricount10": "{} persons speaking",
     }
     assert {name: TASKS[name].templates for name in PAPER} == {
-        name: (own.get(name, PAPER_TEMPLATE),) for name in PAPER
+        name: (own.get(name, DEFAULT_TEMPLATE),) for name in PAPER
     }
-    assert PAPER_TEMPLATE == "this is a sound of {}"
+    assert DEFAULT_TEMPLATE == "this is a sound of {}"
 
 
 def test_folds_that_data_prescribe():

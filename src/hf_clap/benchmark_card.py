@@ -23,7 +23,13 @@ TASK_TYPES = {
     "finetune": "audio-classification",
     "retrieval": "audio-text-retrieval",
 }
-METRIC_TYPES = {"accuracy": "accuracy", "mAP": "map", "macro F1": "f1", "text_to_audio_r@1": "recall_at_1"}
+METRIC_TYPES = {
+    "accuracy": "accuracy",
+    "mAP": "map",
+    "macro F1": "f1",
+    "text_to_audio_r@1": "recall_at_1",
+    "audio_to_text_r@1": "recall_at_1",
+}
 
 # The public checkpoints: what is converted -> what others call the model that they measured.
 MEASURED_AS = {
@@ -215,9 +221,9 @@ def _of_others(task: str, number: Published) -> EvalResult:
         task_type=TASK_TYPES[number.setting],
         dataset_type=row.hub.path if row.hub else task,
         dataset_name=row.title,
-        metric_type=METRIC_TYPES.get(number.metric, "recall_at_1"),
+        metric_type=METRIC_TYPES[number.metric],
         metric_name=f"{number.metric} ({number.setting})",
         metric_value=number.value,
-        source_name=number.source,
-        source_url=f"https://arxiv.org/abs/{paper.group()}" if paper else "https://arxiv.org/abs/2206.04769",
+        source_name=number.source if paper else None,  # the Hub takes no name without a link
+        source_url=f"https://arxiv.org/abs/{paper.group()}" if paper else None,
     )

@@ -20,7 +20,8 @@ from .checkpoint_file import KINDS
 from .cli_eval import add_card, add_eval
 from .conversion import convert_checkpoint
 from .conversion_back import BACK, convert_back
-from .pipeline import DEFAULT_TEMPLATE, TINY, pipeline
+from .pipeline import TINY, pipeline
+from .prompts import DEFAULT_TEMPLATE
 
 AUDIO_SUFFIXES = {
     ".aac",

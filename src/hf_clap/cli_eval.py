@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def run_eval(options: argparse.Namespace) -> int:
         from .plot import plot_classes  # noqa: F401, matplotlib is an extra: say so before the work, not after it
 
         options.plots.mkdir(parents=True, exist_ok=True)
-    several = len(options.task) > 1 or options.task == ["all"]
+    several = _several(options)
     tasks = list(_find_tasks(options))
     data = {task.name: load_task(task, folders) for task, folders in tasks if folders}  # errors come before the work
     tagger = pipeline(options.model, device=options.device, dtype=options.dtype)
@@ -129,15 +128,19 @@ def run_eval(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _several(options: argparse.Namespace) -> bool:
+    return len(options.task) > 1 or options.task == ["all"]
+
+
 def _check(options: argparse.Namespace) -> None:
     """What can be wrong about the options themselves."""
     if options.output and not options.output.parent.is_dir():
         raise ValueError(f"The folder of {options.output} does not exist; make it, or choose another for --output.")
     if "all" in options.task and len(options.task) > 1:
         raise ValueError("--task all is all of them; leave the others out.")
-    if options.data_dir and (len(options.task) > 1 or options.task == ["all"]):
+    if options.data_dir and _several(options):
         raise ValueError("--data-dir is the folder of one task; use --data-root for several.")
-    if options.descriptions and (len(options.task) > 1 or options.task == ["all"]):
+    if options.descriptions and _several(options):
         raise ValueError("--descriptions is for the classes of one task; name it with --task.")
     if options.prompt_sweep and options.setting not in (None, ["zero-shot"]):
         raise ValueError("--prompt-sweep is zero-shot; leave --setting out.")
@@ -275,7 +278,7 @@ def _compare(options: argparse.Namespace) -> int:
         documents = []
         for comparison in comparisons:
             sides = {
-                side: {name: asdict(result)[name] for name in keep}
+                side: {name: getattr(result, name) for name in keep}
                 for side, result in (("first", comparison.first), ("second", comparison.second))
             }
             rest = {name: getattr(comparison, name) for name in ("difference", "n", "test", "p_value")}

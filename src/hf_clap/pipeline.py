@@ -17,13 +17,11 @@ from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .embedding import embed_texts, embed_windows, iter_features
 from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
-from .prompts import check_templates
+from .prompts import DEFAULT_TEMPLATE, check_templates
 from .waveform import AudioError, is_batch
 
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""
-
-DEFAULT_TEMPLATE = "this is a sound of {}"  # of the paper (section 4)
 
 DEFAULT_WINDOW_S = 2.0
 

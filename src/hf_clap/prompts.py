@@ -7,9 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+DEFAULT_TEMPLATE = "this is a sound of {}"  # of the paper (section 4)
+
 SWEEP = (
     "{}",
-    "this is a sound of {}",
+    DEFAULT_TEMPLATE,
     "this is the sound of {}",
     "the sound of {}",
     "a recording of {}",
@@ -64,12 +66,12 @@ class Prompts:
 def check_templates(templates: Sequence[str]) -> list[str]:
     """The templates, or a ValueError that says what is wrong with them."""
     if not templates:
-        raise ValueError("There is no template; pass at least one, such as 'this is a sound of {}'.")
+        raise ValueError(f"There is no template; pass at least one, such as {DEFAULT_TEMPLATE!r}.")
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(
                 f"Template {template!r} does not say where the label goes; write {{}} in its place, once, as in "
-                "'this is a sound of {}'."
+                f"{DEFAULT_TEMPLATE!r}."
             )
     return list(templates)
 

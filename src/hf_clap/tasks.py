@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from .prompts import DEFAULT_TEMPLATE
 from .task_classes import AUDIOSET, FSD50K, VGGSOUND, names
 
 SETTINGS = ("zero-shot", "probe", "finetune", "retrieval")
@@ -13,8 +14,6 @@ classifier on the frozen audio tower; by training both; or, with captions, by lo
 
 TRAIN_AND_TEST = ("train", "test")
 """The folds of a task that is learned on one part and tested on the other."""
-
-PAPER_TEMPLATE = "this is a sound of {}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Task:
     metric: str
     classes: tuple[str, ...] = ()
     multi_label: bool = False
-    templates: tuple[str, ...] = (PAPER_TEMPLATE,)
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
     folds: tuple[str, ...] = TRAIN_AND_TEST
     folders: tuple[str, ...] = ()
     hub: HubData | None = None
