@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, ClapFeatureExtractor
 
 import hf_clap
 from conftest import noise, tone
@@ -37,7 +37,7 @@ def test_log_mel_is_torchlibrosas(shared, golden_fill, msclap):
 
 
 def test_mel_bank_is_msclaps(shared, msclap):
-    _, mel = msclap.window_and_mel(torch.device("cpu"), torch.float64)
+    mel = msclap.front_end(torch.device("cpu"), torch.float64).mel
     expected = np.load(shared / "golden" / "msclap_2022.npz")["melW"]
     assert np.abs(mel.numpy() - expected).max() < 1e-8
 
@@ -58,6 +58,38 @@ def test_log_mel_is_laions(shared, golden_name, mel_scale, mel_norm):
     log_mel = extractor.log_mel(torch.from_numpy(golden["wave"]).float()).numpy()
     expected = golden[golden_name].reshape(log_mel.shape)
     assert np.abs(log_mel - expected)[expected > -60].max() < 2e-3
+
+
+def test_double_precision_is_transformers():
+    """It computes in float64: even far below a tone both agree to the last digit of float32."""
+    peer = ClapFeatureExtractor(truncation="rand_trunc")
+    fields = {"sampling_rate": 48000, "hop_length": 480, "max_length_s": 10.0, "f_min": 0}
+    clip = tone(10.0, rate=48000)
+    expected = peer(clip, sampling_rate=48000, return_tensors="pt")["input_features"]
+    differences = {}
+    for double_precision in (True, False):
+        extractor = HfClapFeatureExtractor(**fields, double_precision=double_precision)
+        features = extractor(clip, sampling_rate=48000)["input_features"]
+        assert features.dtype == torch.float32
+        differences[double_precision] = (features - expected).abs().max().item()
+    assert differences[True] < 2e-5 < 1e-2 < differences[False]
+
+
+@pytest.mark.parametrize("extractor_name", ["msclap", "yamnet"])
+@pytest.mark.parametrize("samples", [600, 1024, 60_000, 61_440, 200_001])
+def test_log_mel_in_pieces_is_that_of_the_whole(extractor_name, samples, request):
+    """Without gradients it is computed in pieces, in place; with them by the plain formula, which must agree."""
+    extractor = request.getfixturevalue(extractor_name)
+    waveform = torch.from_numpy(noise(samples / RATE)).double()
+    whole = extractor.log_mel(waveform.clone().requires_grad_()).detach()
+    pieces = extractor.log_mel(waveform)
+    assert pieces.shape == whole.shape == (len(whole), 64)
+    assert (pieces - whole).abs().max() < 1e-9
+
+
+def test_less_than_a_frame_is_refused(yamnet):
+    with pytest.raises(AudioError, match="399 samples are less than a frame of 400"):
+        yamnet.log_mel(torch.zeros(399))
 
 
 def test_yamnet_log_mel_in_numpy(yamnet):
@@ -83,7 +115,7 @@ def test_yamnet_log_mel_in_numpy(yamnet):
 
 
 def test_a_tone_peaks_in_its_mel_bin(msclap):
-    _, mel = msclap.window_and_mel(torch.device("cpu"), torch.float32)
+    mel = msclap.front_end(torch.device("cpu"), torch.float32).mel
     frequency = mel[:, 30].argmax().item() * 44100 / 1024  # Hz, at the peak of mel bin 30
     features = msclap(tone(rate=44100, frequency=frequency), sampling_rate=44100)["input_features"][0, 0]
     assert (features[10:-10].argmax(dim=1) == 30).all()

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parents[1]
 MAY_IMPORT = {
     "configuration_hf_clap": set(),
     "waveform": set(),
-    "feature_extraction_hf_clap": {"waveform"},
+    "feature_extraction_hf_clap": {"linear", "waveform"},
     "losses": set(),
     "processing_hf_clap": set(),
     "plot": set(),

@@ -91,7 +91,7 @@ def _mono(name: str, blocks: Blocks) -> Blocks:
     empty = True
     for block in blocks:
         if len(block):
-            if not np.abs(block).max() <= MAX_AMPLITUDE:  # also false for NaN
+            if not (-MAX_AMPLITUDE <= block.min() and block.max() <= MAX_AMPLITUDE):  # also false for NaN
                 raise AudioError(f"{name} holds NaN or infinite samples, or some beyond a million; write it again.")
             empty = False
             yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)

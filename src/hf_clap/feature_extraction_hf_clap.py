@@ -2,13 +2,14 @@
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
+from .linear import nothing_rewrites
 from .waveform import AudioError, as_waveform, is_batch, iter_windows, resample, valid_rate
 
 # What transformers itself adds to a feature extractor's JSON.
@@ -23,7 +24,7 @@ STORED_BY_TRANSFORMERS = {
 INT16_MAX = 32767
 
 # Frames transformed at a time on a CPU: their spectra then stay in its cache (measured 4x against a whole batch).
-CPU_FRAMES = 128
+CPU_FRAMES = 192
 
 
 class HfClapFeatureExtractor(SequenceFeatureExtractor):
@@ -60,6 +61,8 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             (whole repeats, then zeros) or `zero`.
         int16_rounding (`bool`, defaults to `False`): whether the waveform is first rounded as in a 16-bit file, as
             laion_clap does (`hook.py`). Gradients pass.
+        double_precision (`bool`, defaults to `False`): whether the log-mel is computed in float64, as transformers does,
+            and then rounded. It takes twice as long, and counts in bins that are 100 dB below a loud tone.
         padding_value (`float`, defaults to 0.0): what the features hold in frames that the mask leaves out.
 
     Example:
@@ -108,6 +111,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         crop: str = "center",
         fill: str = "repeat",
         int16_rounding: bool = False,
+        double_precision: bool = False,
         padding_value: float = 0.0,
         **kwargs: Any,
     ):
@@ -134,6 +138,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         self.crop = crop
         self.fill = fill
         self.int16_rounding = int16_rounding
+        self.double_precision = double_precision
         for name, allowed in self.choices.items():
             _check_choice(name, getattr(self, name), allowed)
         for name in ("feature_size", "sampling_rate", "n_fft", "win_length", "hop_length", "max_length_s"):
@@ -207,6 +212,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             if crop == "windows":
                 windows_per_clip = [len(windows_of_clip) for windows_of_clip in windows]
                 features["windows_per_clip"] = torch.tensor(windows_per_clip, device=waveforms[0].device)
+        features["input_features"] = features["input_features"].float()
         if return_tensors == "np":
             return BatchFeature({name: value.detach().cpu().numpy() for name, value in features.items()})
         return BatchFeature(features)
@@ -217,7 +223,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         if self.int16_rounding:
             rounded = (waveform.clamp(-1, 1) * INT16_MAX).trunc() / INT16_MAX
             waveform = waveform + (rounded - waveform).detach()  # the value of one, the gradient of the other
-        return waveform
+        return waveform.double() if self.double_precision else waveform
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """
@@ -230,29 +236,69 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             torch.Tensor: `(frames, mels)`, in dB or as natural logarithm by `log`.
         """
-        if self.center:
-            pad = self.win_length // 2
-            waveform = F.pad(waveform[None], (pad, pad), mode="reflect")[0]
-        frames = waveform.unfold(-1, self.win_length, self.hop_length)  # (frames, win_length), a view
-        window, mel = self.window_and_mel(waveform.device, waveform.dtype)
-        pieces = frames.split(CPU_FRAMES) if waveform.device.type == "cpu" else (frames,)
-        return torch.cat([self._log_mel_of_frames(piece, window, mel) for piece in pieces])
-
-    def _log_mel_of_frames(self, frames: torch.Tensor, window: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        spectrum = torch.fft.rfft(frames * window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
-        if self.power == 1 and spectrum.requires_grad:
-            magnitude = spectrum.abs()  # slower, but its gradient at 0 is 0 and not infinite
+        front_end = self.front_end(waveform.device, waveform.dtype)
+        frames = self._frame_count(len(waveform))
+        if frames < 1:
+            raise AudioError(f"{len(waveform)} samples are less than a frame of {self.win_length}; fill the clip.")
+        if waveform.device.type == "cpu" and not waveform.requires_grad and nothing_rewrites(waveform):
+            energies = self._energies_in_pieces(waveform, frames, front_end)
         else:
-            magnitude = spectrum.real.square() + spectrum.imag.square()
-            magnitude = magnitude.sqrt_() if self.power == 1 else magnitude
-        energy = magnitude @ mel  # (frames, mels)
+            energies = self._energies(self._frames(waveform, 0, frames), front_end)
         if self.log == "db":
-            return 10 * torch.log10(energy.clamp(min=self.log_floor))
-        return torch.log(energy + self.log_floor)
+            return 10 * torch.log10(energies.clamp(min=self.log_floor))
+        return torch.log(energies + self.log_floor)
 
-    def window_and_mel(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The window `(win_length,)` and the mel filter bank `(n_fft // 2 + 1, mels)`."""
-        return _window_and_mel(
+    def _energies(self, frames: torch.Tensor, front_end: "FrontEnd") -> torch.Tensor:
+        """(frames, win_length) -> (frames, mels), with gradients"""
+        spectrum = torch.fft.rfft(frames * front_end.window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
+        if self.power == 1:
+            return spectrum.abs() @ front_end.mel  # its gradient at 0 is 0, where that of a root would be infinite
+        return (spectrum.real.square() + spectrum.imag.square()) @ front_end.mel
+
+    def _energies_in_pieces(self, waveform: torch.Tensor, frames: int, front_end: "FrontEnd") -> torch.Tensor:
+        """The same on a CPU, without gradients: in pieces that stay in its cache, and in memory that is used again."""
+        energies = waveform.new_empty(frames, self.feature_size)
+        pieces = energies.tensor_split(math.ceil(frames / CPU_FRAMES))
+        first = min(band.first_bin for band in front_end.bands)
+        last = max(band.last_bin for band in front_end.bands)
+        windowed = waveform.new_empty(len(pieces[0]), self.win_length)
+        magnitudes = waveform.new_empty(len(pieces[0]), last - first)
+        start = 0
+        for piece in pieces:
+            stop = start + len(piece)
+            torch.mul(self._frames(waveform, start, stop), front_end.window, out=windowed[: len(piece)])
+            spectrum = torch.fft.rfft(windowed[: len(piece)], n=self.n_fft)
+            squares = torch.view_as_real(spectrum)[:, first:last].square_()  # (frames, bins, 2)
+            magnitude = torch.add(squares[..., 0], squares[..., 1], out=magnitudes[: len(piece)])
+            if self.power == 1:
+                magnitude.sqrt_()
+            for band in front_end.bands:
+                bins = magnitude[:, band.first_bin - first : band.last_bin - first]
+                torch.mm(bins, band.weights, out=piece[:, band.first_mel : band.last_mel])
+            start = stop
+        return energies
+
+    def _frames(self, waveform: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""
+        first = start * self.hop_length - self._pad
+        last = (stop - 1) * self.hop_length + self.win_length - self._pad
+        stretch = waveform[max(first, 0) : last]
+        if first < 0 or last > len(waveform):
+            pad = (max(-first, 0), max(last - len(waveform), 0))
+            stretch = F.pad(stretch[None], pad, mode="reflect")[0]
+        return stretch.unfold(-1, self.win_length, self.hop_length)
+
+    def _frame_count(self, samples: int) -> int:
+        return 1 + (samples + 2 * self._pad - self.win_length) // self.hop_length
+
+    @property
+    def _pad(self) -> int:
+        """Samples that a clip is reflected by at each end."""
+        return self.win_length // 2 if self.center else 0
+
+    def front_end(self, device: torch.device, dtype: torch.dtype) -> "FrontEnd":
+        """The window and the mel filter bank, as tensors on `device`."""
+        return _front_end(
             self.win_length,
             self.n_fft,
             self.feature_size,
@@ -287,7 +333,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             return {"input_features": torch.stack(log_mels)[:, None]}
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
         # and compiled models alike.
-        frames = self._frames(self.max_samples)
+        frames = self._frame_count(self.max_samples)
         features = log_mels[0].new_full((len(log_mels), 1, frames, self.feature_size), self.padding_value)
         mask = torch.zeros(len(log_mels), frames, dtype=torch.bool, device=features.device)
         for row, log_mel in enumerate(log_mels):
@@ -302,7 +348,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         """
         if self.min_length_s is not None:
             raise ValueError('crop="fusion" fills every clip; set min_length_s to None.')
-        frames = self._frames(self.max_samples)
+        frames = self._frame_count(self.max_samples)
         features, is_longer = [], []
         for waveform in waveforms:
             log_mel = self.log_mel(self._fill(waveform, self.max_samples))
@@ -316,9 +362,6 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
                 features.append(log_mel.expand(4, -1, -1))
         device = features[0].device
         return {"input_features": torch.stack(features), "is_longer": torch.tensor(is_longer, device=device)[:, None]}
-
-    def _frames(self, samples: int) -> int:
-        return 1 + (samples if self.center else samples - self.win_length) // self.hop_length
 
     def _fill(self, waveform: torch.Tensor, samples: int) -> torch.Tensor:
         """Fill a clip that is shorter than `samples`."""
@@ -338,8 +381,26 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, allowed))}.")
 
 
+class Band(NamedTuple):
+    """A part of the mel filter bank: neighbouring filters, and the bins that they use."""
+
+    first_mel: int
+    last_mel: int  # the one after it, as in a slice
+    first_bin: int
+    last_bin: int
+    weights: torch.Tensor  # (bins, mels)
+
+
+class FrontEnd(NamedTuple):
+    """The constants of a log-mel: Hann window `(win_length,)`, mel filter bank `(n_fft // 2 + 1, mels)`, its bands."""
+
+    window: torch.Tensor
+    mel: torch.Tensor
+    bands: tuple[Band, Band]
+
+
 @lru_cache(maxsize=16)
-def _window_and_mel(
+def _front_end(
     win_length: int,
     n_fft: int,
     feature_size: int,
@@ -351,8 +412,8 @@ def _window_and_mel(
     mel_triangles: str,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hann window `(win_length,)` and mel filter bank `(n_fft // 2 + 1, mels)`, computed in float64."""
+) -> FrontEnd:
+    """Computed in float64, then rounded to `dtype`."""
     mel = mel_filter_bank(
         n_fft // 2 + 1,
         feature_size,
@@ -365,5 +426,14 @@ def _window_and_mel(
         triangularize_in_mel_space=mel_triangles == "mel",
     )
     with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
-        window = torch.hann_window(win_length, periodic=True, dtype=torch.float64)
-        return window.to(device, dtype), torch.from_numpy(mel).to(device, dtype)
+        window = torch.hann_window(win_length, periodic=True, dtype=torch.float64).to(device, dtype)
+        filters = torch.from_numpy(mel).to(device, dtype)
+        # two halves: the lower needs few bins, and more parts cost more calls than they save (measured)
+        middle = feature_size // 2
+        return FrontEnd(window, filters, (_band(filters, 0, middle), _band(filters, middle, feature_size)))
+
+
+def _band(mel: torch.Tensor, first_mel: int, last_mel: int) -> Band:
+    used = mel[:, first_mel:last_mel].any(dim=1).nonzero()[:, 0].tolist() or [0]
+    first_bin, last_bin = used[0], used[-1] + 1
+    return Band(first_mel, last_mel, first_bin, last_bin, mel[first_bin:last_bin, first_mel:last_mel].contiguous())

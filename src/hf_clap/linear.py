@@ -40,17 +40,24 @@ def _onednn_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
 
 def _is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether nothing watches or rewrites operators: gradients of any kind, autocast, compilers, tensor classes."""
+    """Whether float32 on a CPU is computed as written, without gradients of any kind."""
     return (
         not torch.is_grad_enabled()
-        and type(hidden) is torch.Tensor
         and type(weight) is nn.Parameter
         and hidden.device.type == weight.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32
+        and bool(torch.backends.mkldnn.enabled)
+        and nothing_rewrites(hidden)
+    )
+
+
+def nothing_rewrites(tensor: torch.Tensor) -> bool:
+    """Whether operators on it run as they are called: no autocast, compiler, tensor class or transform is at work."""
+    return (
+        type(tensor) is torch.Tensor
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and bool(torch.backends.mkldnn.enabled)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0

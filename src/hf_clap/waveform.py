@@ -25,7 +25,8 @@ class AudioError(ValueError):
 
 def as_waveform(audio: Any) -> torch.Tensor:
     """
-    One clip in any numeric form as a mono float32 waveform. Torch input stays on its device and in its graph.
+    One clip in any numeric form as a mono float32 waveform. Torch input stays on its device and in its graph. Mono
+    float32 is not copied: the result shares the input's memory.
 
     Args:
         audio: numpy array, torch tensor or list of floats, `(samples,)` or channels first `(channels, samples)`, of
@@ -51,7 +52,7 @@ def as_waveform(audio: Any) -> torch.Tensor:
     """
     if not isinstance(audio, torch.Tensor):
         try:
-            array = np.array(audio)
+            array = np.require(audio, requirements=("C", "W"))  # what torch can share; copied only if it is not so
             audio = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError) as error:
             raise AudioError(
@@ -73,7 +74,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
     waveform = _to_float(audio)
     if waveform.ndim == 2:
         waveform = waveform.mean(dim=0)
-    if not waveform.detach().abs().max() <= MAX_AMPLITUDE:  # also false for NaN
+    lowest, highest = waveform.detach().aminmax()  # in one pass, and NaN is passed on
+    if not (-MAX_AMPLITUDE <= lowest and highest <= MAX_AMPLITUDE):
         raise AudioError("The audio has NaN or infinite samples, or some beyond a million; scale it to [-1, 1].")
     return waveform
 
