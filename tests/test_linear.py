@@ -5,7 +5,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clap.linear import HAS_ONEDNN, Conv2d, Linear, _is_plain_inference
+from hf_clap.linear import ONEDNN_DTYPES, Linear, ReluConv2d, _is_plain_inference
 
 
 @pytest.fixture
@@ -44,6 +44,8 @@ def test_where_onednn_may_be_used(layers):
     with torch.no_grad():
         assert _is_plain_inference(hidden, weight)
         assert not _is_plain_inference(hidden.half(), nn.Parameter(weight.half()))
+        bfloat16 = _is_plain_inference(hidden.bfloat16(), nn.Parameter(weight.bfloat16()))
+        assert bfloat16 == torch.ops.mkldnn._is_mkldnn_bf16_supported()
         assert not _is_plain_inference(hidden.to("meta"), nn.Parameter(weight.to("meta")))
         with torch.autocast("cpu", torch.bfloat16):
             assert not _is_plain_inference(hidden, weight)
@@ -52,7 +54,7 @@ def test_where_onednn_may_be_used(layers):
 
 def test_there_is_an_onednn_here():
     """Of PyTorch's builds for x86; without it the benchmark's figures do not hold, and nothing else changes."""
-    assert torch.backends.mkldnn.is_available() == HAS_ONEDNN
+    assert torch.backends.mkldnn.is_available() == (torch.float32 in ONEDNN_DTYPES)
 
 
 def test_forward_mode_gradients_are_not_lost(layers):
@@ -116,13 +118,13 @@ def test_convolutions_are_those_of_nn_conv2d(size, bias, memory_format, options)
     torch.manual_seed(0)
     options = {"kernel_size": 1, "padding": 1 if "kernel_size" in options else 0} | options
     theirs = nn.Conv2d(96, 128, bias=bias, **options)
-    ours = Conv2d(96, 128, bias=bias, **options)
+    ours = ReluConv2d(96, 128, bias=bias, **options)
     ours.load_state_dict(theirs.state_dict())
     hidden = torch.randn(size).contiguous(memory_format=memory_format)
     with torch.inference_mode():
-        expected, output = theirs(hidden), ours(hidden)
+        expected, output = theirs(hidden).relu(), ours(hidden)
     assert output.shape == expected.shape
     assert torch.allclose(output, expected, atol=1e-5)
     ours(hidden).square().sum().backward()
-    theirs(hidden).square().sum().backward()
+    theirs(hidden).relu().square().sum().backward()
     assert torch.equal(ours.weight.grad, theirs.weight.grad)

@@ -17,6 +17,7 @@ from .waveform import AudioError
 
 BLOCK_S = 10.0
 MAX_BLOCK = 2**23  # samples of all channels: a header may state a thousand channels
+INT16_SCALE = np.float32(1 / 32768)
 
 Blocks = Iterator[np.ndarray]
 
@@ -95,16 +96,18 @@ def _read_sound(name: str, tell: Callable[[], int], size: int, sound: sf.SoundFi
     how far libsndfile has read.
     """
     block_size = min(round(BLOCK_S * sound.samplerate), MAX_BLOCK // sound.channels)
+    is_int16 = sound.subtype == "PCM_16"  # read as they are and scaled here: a fifth of libsndfile's time, same values
     done = 0
     while done < sound.frames:  # never ask for more: tags behind a FLAC's last frame would be an error
         try:
-            block = sound.read(min(block_size, sound.frames - done), dtype="float32", always_2d=True)
+            dtype = "int16" if is_int16 else "float32"
+            block = sound.read(min(block_size, sound.frames - done), dtype=dtype, always_2d=True)
         except sf.LibsndfileError as error:
             raise AudioError(f"{name} is truncated or damaged; copy or download it again.") from error
         if not len(block):
             break
         done += len(block)
-        yield block
+        yield np.multiply(block, INT16_SCALE, dtype=np.float32) if is_int16 else block
     # libsndfile ends a cut FLAC or MP3 early without a word; MP3 writers miscount by a frame or two of 1152 samples
     slack = 2304 if sound.format == "MP3" else 0
     if promised is not None and done < promised - slack:

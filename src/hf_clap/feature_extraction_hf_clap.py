@@ -23,8 +23,8 @@ STORED_BY_TRANSFORMERS = {
 
 INT16_MAX = 32767
 
-# Frames transformed at a time on a CPU: their spectra then stay in its cache (measured 4x against a whole batch).
-CPU_FRAMES = 192
+# Samples, in frames, transformed at a time on a CPU: their spectra then stay in its cache (4x against a whole batch).
+CPU_SAMPLES = 2**18
 
 
 class HfClapFeatureExtractor(SequenceFeatureExtractor):
@@ -61,7 +61,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             (whole repeats, then zeros) or `zero`.
         int16_rounding (`bool`, defaults to `False`): whether the waveform is first rounded as in a 16-bit file, as
             laion_clap does (`hook.py`). Gradients pass.
-        double_precision (`bool`, defaults to `False`): whether the log-mel is computed in float64, as transformers does,
+        double_precision (`bool`, defaults to `False`): whether the log-mel is computed in float64, as in transformers,
             and then rounded. It takes twice as long, and counts in bins that are 100 dB below a loud tone.
         padding_value (`float`, defaults to 0.0): what the features hold in frames that the mask leaves out.
 
@@ -258,7 +258,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
     def _energies_in_pieces(self, waveform: torch.Tensor, frames: int, front_end: "FrontEnd") -> torch.Tensor:
         """The same on a CPU, without gradients: in pieces that stay in its cache, and in memory that is used again."""
         energies = waveform.new_empty(frames, self.feature_size)
-        pieces = energies.tensor_split(math.ceil(frames / CPU_FRAMES))
+        pieces = energies.tensor_split(math.ceil(frames * self.n_fft / CPU_SAMPLES))
         first = min(band.first_bin for band in front_end.bands)
         last = max(band.last_bin for band in front_end.bands)
         windowed = waveform.new_empty(len(pieces[0]), self.win_length)
@@ -280,8 +280,8 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _frames(self, waveform: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""
-        first = start * self.hop_length - self._pad
-        last = (stop - 1) * self.hop_length + self.win_length - self._pad
+        first = start * self.hop_length - self._reflected
+        last = (stop - 1) * self.hop_length + self.win_length - self._reflected
         stretch = waveform[max(first, 0) : last]
         if first < 0 or last > len(waveform):
             pad = (max(-first, 0), max(last - len(waveform), 0))
@@ -289,10 +289,10 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         return stretch.unfold(-1, self.win_length, self.hop_length)
 
     def _frame_count(self, samples: int) -> int:
-        return 1 + (samples + 2 * self._pad - self.win_length) // self.hop_length
+        return 1 + (samples + 2 * self._reflected - self.win_length) // self.hop_length
 
     @property
-    def _pad(self) -> int:
+    def _reflected(self) -> int:
         """Samples that a clip is reflected by at each end."""
         return self.win_length // 2 if self.center else 0
 

@@ -1,4 +1,6 @@
-"""Linear layers at the speed that a CPU has, which `nn.Linear` misses on some."""
+"""Linear layers and convolutions at the speed that a CPU has, which PyTorch misses where it does not compile."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,38 +16,51 @@ class Linear(nn.Linear):
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if HAS_ONEDNN and _is_plain_inference(hidden, self.weight):
+        if _is_plain_inference(hidden, self.weight):
             return _onednn_linear(hidden, self.weight, self.bias)
         return super().forward(hidden)
 
 
-class Conv2d(nn.Conv2d):
+class ReluConv2d(nn.Conv2d):
     """
-    `nn.Conv2d` whose kernels of 1x1 go through oneDNN, where `Linear` may, as what they are: one linear layer at every
-    place. oneDNN's own convolution packs its weights anew at each call (a tenth of MobileNetV1's time at 36 patches, a
-    third at 9). For features in channels-last format; others are convolved.
+    `nn.Conv2d` and the ReLU after it. Where `Linear` goes through oneDNN they are one pass over memory, and kernels of
+    1x1 on channels-last features are what they are, one linear layer at every place: oneDNN's own convolution packs
+    its weights anew at each call (a tenth of MobileNetV1's time at 36 patches, a third at 9).
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        is_linear = (self.kernel_size, self.stride, self.padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
-        channels_last = is_linear and hidden.is_contiguous(memory_format=torch.channels_last)
-        if HAS_ONEDNN and channels_last and _is_plain_inference(hidden, self.weight):
-            places = hidden.permute(0, 2, 3, 1)  # (batch, height, width, channels), a view
-            return _onednn_linear(places, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        return super().forward(hidden)
+        return conv2d_relu(hidden, self.weight, self.bias, self.stride, self.padding, self.groups)
 
 
-def _onednn_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")  # as torch.compile does
+def conv2d_relu(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Any, padding: Any, groups: int
+) -> torch.Tensor:
+    """A convolution and a ReLU, as `ReluConv2d`."""
+    if not _is_plain_inference(hidden, weight):
+        return F.relu(F.conv2d(hidden, weight, bias, stride, padding, groups=groups), inplace=True)
+    is_linear = (weight.shape[2:], stride, padding, groups) == ((1, 1), (1, 1), (0, 0), 1)
+    if is_linear and hidden.is_contiguous(memory_format=torch.channels_last):
+        places = hidden.permute(0, 2, 3, 1)  # (batch, height, width, channels), a view
+        return _onednn_linear(places, weight.flatten(1), bias, "relu").permute(0, 3, 1, 2)
+    return torch.ops.mkldnn._convolution_pointwise(
+        hidden, weight, bias, padding, stride, (1, 1), groups, "relu", [], ""
+    )
+
+
+def _onednn_linear(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none"
+) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, then, [], "")  # as torch.compile does
 
 
 def _is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether float32 on a CPU is computed as written, without gradients of any kind."""
+    """Whether it is float32, or bfloat16 that this CPU has, computed as written and without gradients of any kind."""
     return (
         not torch.is_grad_enabled()
-        and type(weight) is nn.Parameter
+        and type(weight) in (nn.Parameter, torch.Tensor)
         and hidden.device.type == weight.device.type == "cpu"
-        and hidden.dtype == weight.dtype == torch.float32
+        and hidden.dtype == weight.dtype
+        and hidden.dtype in ONEDNN_DTYPES
         and bool(torch.backends.mkldnn.enabled)
         and nothing_rewrites(hidden)
     )
@@ -64,16 +79,20 @@ def nothing_rewrites(tensor: torch.Tensor) -> bool:
     )
 
 
-def _has_onednn() -> bool:
-    """Whether this PyTorch has the operator and the switches in the form used here: they are not its public face."""
-    hidden, weight, bias = torch.ones(1, 2), nn.Parameter(torch.tensor([[1.0, 2.0]])), torch.ones(1)
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """What this PyTorch and CPU have oneDNN for, by operators that are not PyTorch's public face."""
+    hidden, weight, bias = torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(1)
     try:
         with torch.no_grad():
-            return _is_plain_inference(hidden, weight) and torch.equal(
-                _onednn_linear(hidden, weight, bias), F.linear(hidden, weight, bias)
+            if not (
+                nothing_rewrites(hidden) and torch.equal(_onednn_linear(hidden, weight, bias), torch.full((1, 1), 4.0))
+            ):
+                return ()
+            return (
+                (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
             )
     except (AttributeError, RuntimeError, TypeError):
-        return False
+        return ()
 
 
-HAS_ONEDNN = _has_onednn()
+ONEDNN_DTYPES = _onednn_dtypes()

@@ -75,7 +75,7 @@ def as_waveform(audio: Any) -> torch.Tensor:
     if waveform.ndim == 2:
         waveform = waveform.mean(dim=0)
     lowest, highest = waveform.detach().aminmax()  # in one pass, and NaN is passed on
-    if not (-MAX_AMPLITUDE <= lowest and highest <= MAX_AMPLITUDE):
+    if not (lowest >= -MAX_AMPLITUDE and highest <= MAX_AMPLITUDE):
         raise AudioError("The audio has NaN or infinite samples, or some beyond a million; scale it to [-1, 1].")
     return waveform
 

@@ -24,6 +24,7 @@ from hf_clap.task_embedding import CLIPS_TOGETHER
 
 TOWER_CLIPS = 256  # that the tower alone is timed on; their features are in memory
 BATCH_SIZES = (1, 4, 8, 16, 32)
+GROUPS_IN_A_TURN = 50  # short turns, so that other load on the machine falls on both
 
 
 def main() -> None:
@@ -43,15 +44,18 @@ def main() -> None:
         groups = [files[start : start + CLIPS_TOGETHER] for start in range(0, len(files), CLIPS_TOGETHER)]
         waveforms = [hf_clap.load_audio(file, tagger.sampling_rate) for file in files[:TOWER_CLIPS]]
         features = tagger.processor.feature_extractor(waveforms, sampling_rate=tagger.sampling_rate)
-        batch_size = max(BATCH_SIZES, key=lambda size: tower_speed(tagger.model, features, size))
+        batch_size = fastest_batch_size(tagger.model, features)
         speeds: dict[str, list[float]] = {"files": [], "tower": []}
-        for _ in tqdm(range(options.rounds), desc="rounds", disable=None):
-            before = tower_speed(tagger.model, features, batch_size)
+        before = tower_speed(tagger.model, features, batch_size)
+        turns = [groups[first : first + GROUPS_IN_A_TURN] for first in range(0, len(groups), GROUPS_IN_A_TURN)]
+        for turn in tqdm(turns * options.rounds, desc="turns", disable=None):
             start = time.perf_counter()
-            embeddings = [embedding for group in embedder.clips(groups) for embedding in group]
-            speeds["files"].append(len(files) / (time.perf_counter() - start))
-            speeds["tower"].append((before + tower_speed(tagger.model, features, batch_size)) / 2)
-        assert all(isinstance(embedding, ClipEmbedding) for embedding in embeddings)
+            embeddings = [embedding for group in embedder.clips(turn) for embedding in group]
+            speeds["files"].append(len(embeddings) / (time.perf_counter() - start))
+            after = tower_speed(tagger.model, features, batch_size)
+            speeds["tower"].append((before + after) / 2)
+            before = after
+            assert all(isinstance(embedding, ClipEmbedding) for embedding in embeddings)
     ratios = [files / tower for files, tower in zip(speeds["files"], speeds["tower"], strict=True)]
     print(f"{options.clips} clips of {options.seconds} s at {options.rate} Hz, {options.threads} threads")
     for name, values in (("files to embeddings", speeds["files"]), (f"tower, batch {batch_size}", speeds["tower"])):
@@ -66,6 +70,13 @@ def write_clips(folder: Path, clips: int, seconds: float, rate: int) -> list[str
         files.append(str(folder / f"{number}.wav"))
         soundfile.write(files[-1], noise, rate, subtype="PCM_16")
     return files
+
+
+def fastest_batch_size(model: hf_clap.HfClapModel, features: dict[str, torch.Tensor]) -> int:
+    """By the median of turns, for one measurement may catch other load on the machine."""
+    turns = [[tower_speed(model, features, size) for size in BATCH_SIZES] for _ in range(5)]
+    medians = [statistics.median(speeds) for speeds in zip(*turns, strict=True)]
+    return BATCH_SIZES[medians.index(max(medians))]
 
 
 @torch.inference_mode()
