@@ -31,8 +31,7 @@ def test_a_patch_is_transformers_mobilenet(tower):
 
 def test_patches_are_spread_over_the_whole_clip(tower):
     frames = torch.arange(96, 999)
-    mask = torch.arange(998) < frames[:, None]
-    starts, step_mask = tower._patch_starts(torch.zeros(len(frames), 1, 998, 64), mask)
+    starts, step_mask = tower._patch_starts(frames, 998)
     patches = {int(n): row[real] for n, row, real in zip(frames, starts, step_mask, strict=True)}
     assert patches[96].tolist() == [0]
     assert patches[97].tolist() == [0, 1]
@@ -58,6 +57,27 @@ def test_masked_frames_change_nothing(tower):
     assert together.last_hidden_state[0, 2:].abs().max() == 0
     expected = together.last_hidden_state[1].mean(dim=0)
     assert torch.allclose(together.pooler_output[1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [96, 97, 240, 998])
+def test_without_a_mask_all_frames_count(tower, frames):
+    features = torch.randn(2, 1, frames, 64, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        outputs = [tower(features), tower(features, torch.ones(2, frames, dtype=torch.bool))]
+    for name in ("last_hidden_state", "pooler_output", "step_mask"):
+        assert torch.equal(*(output[name] for output in outputs))
+
+
+def test_compiles_without_a_break_for_any_batch_and_length():
+    tower = HfClapPatchCnnModel(HfClapPatchCnnConfig(stem_channels=4, channels=(4, 8), strides=(1, 2))).eval()
+    for parameter in tower.parameters():
+        parameter.data.uniform_(-1, 1)
+    torch._dynamo.reset()
+    compiled = torch.compile(tower, backend="eager", fullgraph=True, dynamic=True)
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((6, 1, 200, 64), (9, 1, 200, 64), (7, 1, 500, 64)):
+            features = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+            assert torch.allclose(compiled(features).pooler_output, tower(features).pooler_output, atol=1e-5)
 
 
 def test_a_clip_shorter_than_a_patch_is_refused(tower):

@@ -108,44 +108,55 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             ValueError: for clips shorter than a patch.
         """
         input_features = self._checked(input_features, self.stem.weight.dtype)
-        starts, step_mask = self._patch_starts(input_features, input_features_mask)
         batch, _, frames, mels = input_features.shape
+        patch_frames = self.config.patch_frames
+        if input_features_mask is None:
+            lengths = torch.full((batch,), frames, device=input_features.device)
+            shortest = longest = frames  # known without looking, so that a compiler need not stop here
+        else:
+            lengths = input_features_mask.sum(dim=1).long()
+            shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest < patch_frames:
+            raise ValueError(
+                f"The patch CNN needs at least {patch_frames} frames of audio and got {shortest}; fill the clip, as "
+                "the feature extractor does up to its min_length_s."
+            )
+        starts, step_mask = self._patch_starts(lengths, longest)
         clip_starts = torch.arange(batch, device=starts.device)[:, None] * frames
-        first_frames = (starts + clip_starts)[step_mask]  # (all patches,), counted through the batch
-        rows = first_frames[:, None] + torch.arange(self.config.patch_frames, device=starts.device)
+        first_frames = starts + clip_starts  # (batch, steps), counted through the batch
+        if input_features_mask is not None:
+            first_frames = first_frames[step_mask]  # (all patches,)
+        rows = first_frames.reshape(-1, 1) + torch.arange(patch_frames, device=starts.device)
         patches = input_features.reshape(-1, mels).index_select(0, rows.flatten())
-        hidden = self._encode(patches.view(-1, 1, self.config.patch_frames, mels))  # (all patches, hidden)
-        last_hidden_state = hidden.new_zeros(*step_mask.shape, hidden.shape[-1])
-        last_hidden_state[step_mask] = hidden
+        hidden = self._encode(patches.view(-1, 1, patch_frames, mels))  # (all patches, hidden)
+        if input_features_mask is None:
+            last_hidden_state = hidden.view(*step_mask.shape, -1)
+        else:
+            last_hidden_state = hidden.new_zeros(*step_mask.shape, hidden.shape[-1])
+            last_hidden_state[step_mask] = hidden
         pooled = last_hidden_state.sum(dim=1) / step_mask.sum(dim=1, keepdim=True)
         return PatchCnnOutput(last_hidden_state=last_hidden_state, pooler_output=pooled, step_mask=step_mask)
 
-    def _patch_starts(
-        self, input_features: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patch_starts(self, lengths: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
         First frame of every patch `(batch, steps)` and which of them are real. They are spread evenly from the clip's
         start to its end, as near to the hop as that allows, so that every frame is heard without inventing any.
+
+        Args:
+            lengths: `(batch,)`, frames of each clip.
+            longest: the most of them.
         """
-        batch, _, frames, _ = input_features.shape
         patch, hop = self.config.patch_frames, self.config.patch_hop_frames
-        if mask is None:
-            mask = torch.ones(batch, frames, dtype=torch.bool, device=input_features.device)
-        lengths = mask.sum(dim=1).long()
-        if int(lengths.min()) < patch:
-            raise ValueError(
-                f"The patch CNN needs at least {patch} frames of audio and got {int(lengths.min())}; fill the clip, "
-                "as the feature extractor does up to its min_length_s."
-            )
         last = (lengths - patch)[:, None]  # where the last patch starts
         intervals = torch.maximum((2 * last + hop) // (2 * hop), (last > 0).long())  # last / hop, rounded
-        steps = torch.arange(int(intervals.max()) + 1, device=input_features.device)
+        most = max((2 * (longest - patch) + hop) // (2 * hop), int(longest > patch))
+        steps = torch.arange(most + 1, device=lengths.device)
         step_mask = steps <= intervals
         return torch.where(step_mask, steps * last // intervals.clamp(min=1), 0), step_mask
 
     def _encode(self, patches: torch.Tensor) -> torch.Tensor:
         """(patches, 1, patch_frames, mels) -> (patches, hidden)"""
-        if patches.device.type != "cpu":
+        if patches.device.type != "cpu" or torch.compiler.is_compiling():
             return self._encode_piece(patches)
         if len(patches) == 1:
             # oneDNN convolves a batch of one by another path, with other last digits; two or more agree to the bit,
