@@ -5,8 +5,11 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +25,29 @@ from .waveform import AudioError, iter_windows
 
 TEXT_BATCH_SIZE = 64
 LARGEST_BLOCK_BYTES = 31 * 2**20
+
+
+@dataclass
+class Clip:
+    """What a model makes of one clip, window by window; or in all, which takes the same memory at any length."""
+
+    in_all: bool
+    spans: list[tuple[int, int]] = field(default_factory=list)  # of each window, in samples at the model's rate
+    pooled: list[torch.Tensor] = field(default_factory=list)  # of each window, or the sum over them
+    embeds: list[torch.Tensor] = field(default_factory=list)  # likewise
+    windows: int = 0
+    error: Exception | None = None  # why there is nothing
+
+    def add(self, span: tuple[int, int], pooled: torch.Tensor, embed: torch.Tensor) -> None:
+        self.windows += 1
+        if self.in_all and self.windows > 1:
+            self.pooled[0] = self.pooled[0] + pooled
+            self.embeds[0] = self.embeds[0] + embed
+            return
+        self.pooled.append(pooled)
+        self.embeds.append(embed)
+        if not self.in_all:
+            self.spans.append(span)
 
 
 class ClipEmbedding(NamedTuple):
@@ -126,6 +152,7 @@ class Embedder:
         self.processor = processor
         self.batch_size = batch_size
         self.workers = workers or torch.get_num_threads()
+        self._device_lock = Lock()
 
     @property
     def name(self) -> str:
@@ -174,50 +201,84 @@ class Embedder:
             list: for each group, in order, the embedding of each clip, or the `AudioError` or `OSError` that says why
             there is none.
         """
+        for clips in self.windows(groups):
+            yield [
+                clip.error
+                or ClipEmbedding((clip.pooled[0] / clip.windows).numpy(), F.normalize(clip.embeds[0], dim=-1).numpy())
+                for clip in clips
+            ]
+
+    def windows(
+        self,
+        groups: Iterable[Sequence[Any]],
+        source_rate: int | None = None,
+        window: int | None = None,
+        hop: int | None = None,
+    ) -> Iterator[list[Clip]]:
+        """
+        Embed the windows of clips.
+
+        Args:
+            groups: as `clips` takes them. Two groups for each worker are read ahead.
+            source_rate, window, hop: as `iter_features` takes them; with a window each one's embedding is kept,
+                otherwise their sum.
+
+        Yields:
+            list[Clip]: for each group, in order.
+        """
         threads = torch.get_num_threads()
-        waiting: deque[Future[list[ClipEmbedding | Exception]]] = deque()
+        stopped = Event()
+        waiting: deque[Future[list[Clip]]] = deque()
         with ThreadPoolExecutor(self.workers, initializer=_start_worker) as pool:
             try:
                 for group in groups:
-                    waiting.append(pool.submit(self._embed_group, group))
-                    if len(waiting) > 2 * self.workers:
+                    waiting.append(pool.submit(self.group, group, source_rate, window, hop, stopped))
+                    while len(waiting) > 2 * self.workers or (waiting and waiting[0].done()):
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
             finally:
+                stopped.set()
                 for future in waiting:
                     future.cancel()
                 torch.set_num_threads(threads)  # else threads that start later would take over the workers' one
 
     @torch.inference_mode()
-    def _embed_group(self, group: Sequence[Any]) -> list[ClipEmbedding | Exception]:
-        sums: list[list[Any]] = [[0.0, 0.0, 0] for _ in group]  # of each clip's windows: pooled, embeds, how many
-        errors: dict[int, Exception] = {}
-        batch: list[tuple[int, BatchFeature]] = []
-        for index, source in enumerate(group):
+    def group(
+        self,
+        sources: Sequence[Any],
+        source_rate: int | None = None,
+        window: int | None = None,
+        hop: int | None = None,
+        stopped: Event | None = None,
+    ) -> list[Clip]:
+        """The clips of one group, embedded in this thread; arguments as of `windows`. Nobody waits once `stopped`."""
+        clips = [Clip(in_all=window is None) for _ in sources]
+        batch: list[tuple[Clip, tuple[int, int], BatchFeature]] = []
+        for clip, source in zip(clips, sources, strict=True):
             try:
                 audio = source() if callable(source) else source
-                for _, _, features in iter_features(self.processor.feature_extractor, audio):
-                    batch.append((index, features))
+                for start, end, features in iter_features(
+                    self.processor.feature_extractor, audio, source_rate, window, hop
+                ):
+                    batch.append((clip, (start, end), features))
                     if len(batch) == self.batch_size:
-                        self._add(batch, sums)
+                        self._add(batch)
+                        if stopped and stopped.is_set():
+                            return []
             except (AudioError, OSError) as error:
-                errors[index] = error
+                clip.error = error
         if batch:
-            self._add(batch, sums)
-        return [
-            errors[index]
-            if index in errors
-            else ClipEmbedding((pooled / windows).numpy(), F.normalize(embed, dim=-1).numpy())
-            for index, (pooled, embed, windows) in enumerate(sums)
-        ]
+            self._add(batch)
+        return clips
 
-    def _add(self, batch: list[tuple[int, BatchFeature]], sums: list[list[Any]]) -> None:
-        """Embed a batch of windows, each with the number of its clip, into the clips' sums; empties the batch."""
-        clips = [clip for clip, _ in batch]
-        pooled, embeds = embed_windows(self.model, [features for _, features in batch])
-        for clip, *values in zip(clips, pooled, embeds, strict=True):
-            sums[clip] = [total + value for total, value in zip(sums[clip], (*values, 1), strict=True)]
+    def _add(self, batch: list[tuple[Clip, tuple[int, int], BatchFeature]]) -> None:
+        """Embed a batch of windows and hand them to their clips; empties the batch."""
+        # another device than the CPU takes one batch at a time, for its memory's sake
+        with nullcontext() if self.model.device.type == "cpu" else self._device_lock:
+            pooled, embeds = embed_windows(self.model, [features for _, _, features in batch])
+        for (clip, span, _), *values in zip(batch, pooled, embeds, strict=True):
+            clip.add(span, *values)
         batch.clear()
 
 

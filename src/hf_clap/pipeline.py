@@ -1,8 +1,9 @@
 """Zero-shot audio tagging: audio of any kind and length, labels in plain words -> scores."""
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch.nn import functional as F
-from transformers import AutoConfig, BatchFeature
+from transformers import AutoConfig
 
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
-from .embedding import embed_texts, embed_windows, iter_features
+from .embedding import Clip, Embedder, embed_texts
 from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
 from .prompts import DEFAULT_TEMPLATE, check_templates
-from .waveform import AudioError, is_batch
+from .waveform import is_batch
 
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""
@@ -27,21 +28,6 @@ DEFAULT_WINDOW_S = 2.0
 
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
-
-
-@dataclass
-class _Clip:
-    """One input on its way: its windows' embeddings, until all have come and it is scored."""
-
-    pending: int = 0
-    all_windows_seen: bool = False
-    error: Exception | None = None
-    spans: list[tuple[float, float]] = field(default_factory=list)  # seconds
-    embeds: list[torch.Tensor] = field(default_factory=list)
-
-    @property
-    def ready(self) -> bool:
-        return self.error is not None or (self.all_windows_seen and self.pending == 0)
 
 
 class HfClapPipeline:
@@ -59,6 +45,7 @@ class HfClapPipeline:
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
+        self.embedder = Embedder(model, processor, batch_size)
         self._label_embeds: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
 
     @property
@@ -134,8 +121,10 @@ class HfClapPipeline:
         **unknown: Any,
     ) -> Iterator[Any]:
         """
-        One result for each input, in order, as soon as it is known; holds a few windows at a time, however many and
-        however long the inputs are. Arguments and results as in `__call__`; they are checked at the call.
+        One result for each input, in order. Inputs are read and heard in parallel, on each core a group of
+        `batch_size`; of an iterator two groups for each core are taken in advance. A few windows are held at a time,
+        however many and however long the inputs are. Arguments and results as in `__call__`; they are checked at the
+        call.
         """
         if unknown:
             raise TypeError(
@@ -158,72 +147,34 @@ class HfClapPipeline:
         self.model.eval()  # somebody may have trained it since
         label_embeds = self._encode_labels(labels, check_templates(_as_list(hypothesis_template)))
 
-        def score(clip: _Clip) -> Any:
-            if clip.error is not None:
-                if on_error == "raise":
+        def results() -> Iterator[Any]:
+            for clip in self._clips(inputs, sampling_rate, window, hop):
+                if clip.error is None:
+                    yield self._score(clip, labels, label_embeds, top_k, threshold, multi_label, return_timestamps)
+                elif on_error == "raise":
                     raise clip.error
-                return clip.error
-            return self._score(clip, labels, label_embeds, top_k, threshold, multi_label, return_timestamps)
+                else:
+                    yield clip.error
 
-        return self._run(inputs, sampling_rate, window, hop, on_error == "raise", score)
+        return results()
 
-    def _run(
-        self,
-        inputs: Iterable[Any],
-        sampling_rate: int | None,
-        window: int | None,
-        hop: int | None,
-        stop_at_error: bool,
-        score: Callable[[_Clip], Any],
-    ) -> Iterator[Any]:
-        """Read windows, embed them in batches across inputs, score every clip when its last window has come."""
-        clips: deque[_Clip] = deque()
-        batch: list[tuple[_Clip, BatchFeature]] = []
-        for source in inputs:
-            clip = _Clip()
-            clips.append(clip)
-            try:
-                for features in self._read(clip, source, sampling_rate, window, hop):
-                    batch.append((clip, features))
-                    if len(batch) == self.batch_size:
-                        self._embed(batch, merge=window is None)
-            except (AudioError, OSError) as error:
-                clip.error = error
-            clip.all_windows_seen = True
-            if clip.error is not None and stop_at_error:
-                break  # what came before it is still embedded and yielded, then `score` raises
-            while clips and clips[0].ready:
-                yield score(clips.popleft())
-        if batch:
-            self._embed(batch, merge=window is None)
-        while clips:
-            yield score(clips.popleft())
-
-    def _read(
-        self, clip: _Clip, source: Any, sampling_rate: int | None, window: int | None, hop: int | None
-    ) -> Iterator[BatchFeature]:
-        """Features of the windows of one input, each noted in its clip."""
-        windows = iter_features(self.processor.feature_extractor, source, sampling_rate, window, hop)
-        for start, end, features in windows:
-            clip.spans.append((start / self.sampling_rate, end / self.sampling_rate))
-            clip.pending += 1
-            yield features
-
-    @torch.inference_mode()
-    def _embed(self, batch: list[tuple[_Clip, BatchFeature]], merge: bool) -> None:
-        """Embed a batch of windows and hand the embeddings to their clips; empties the batch."""
-        _, embeds = embed_windows(self.model, [features for _, features in batch])
-        for (clip, _), embed in zip(batch, embeds, strict=True):
-            clip.pending -= 1
-            if merge and clip.embeds:
-                clip.embeds[0] = clip.embeds[0] + embed  # an hour is one vector, not 360
-            else:
-                clip.embeds.append(embed)
-        batch.clear()
+    def _clips(
+        self, inputs: Iterable[Any], sampling_rate: int | None, window: int | None, hop: int | None
+    ) -> Iterator[Clip]:
+        size = self.batch_size
+        if isinstance(inputs, Sized):  # few inputs are shared out among the cores
+            size = min(size, max(1, math.ceil(len(inputs) / self.embedder.workers)))
+            if len(inputs) == 1:  # nothing to do in parallel: all cores take part in each step
+                yield from self.embedder.group(list(inputs), sampling_rate, window, hop)
+                return
+        inputs = iter(inputs)
+        groups = iter(lambda: list(islice(inputs, size)), [])
+        for clips in self.embedder.windows(groups, sampling_rate, window, hop):
+            yield from clips
 
     def _score(
         self,
-        clip: _Clip,
+        clip: Clip,
         labels: list[str],
         label_embeds: torch.Tensor,
         top_k: int | None,
@@ -243,7 +194,8 @@ class HfClapPipeline:
                     continue
                 prediction = {"label": labels[index], "score": score}
                 if return_timestamps:
-                    prediction["timestamp"] = clip.spans[row]
+                    start, end = clip.spans[row]
+                    prediction["timestamp"] = (start / self.sampling_rate, end / self.sampling_rate)
                 predictions.append(prediction)
         return predictions
 
