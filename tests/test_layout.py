@@ -23,14 +23,16 @@ MAY_IMPORT = {
     "processing_hf_clap": set(),
     "plot": set(),
     "projections": {"configuration_hf_clap"},
-    "attention": set(),
-    "modeling_audio_tower": set(),
-    "modeling_cnn14": {"configuration_hf_clap", "modeling_audio_tower"},
+    "attention": {"linear"},
+    "modeling_audio_tower": {"linear"},
+    "modeling_cnn14": {"configuration_hf_clap", "folded_conv", "modeling_audio_tower"},
     "linear": set(),
+    "folded_conv": {"linear"},
     "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_patch_cnn": {"configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_hf_clap": {
         "configuration_hf_clap",
+        "linear",
         "losses",
         "modeling_cnn14",
         "modeling_htsat",
@@ -140,6 +142,7 @@ MAY_IMPORT = {
 }
 TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
     "attention",
+    "folded_conv",
     "linear",
     "losses",
     "projections",

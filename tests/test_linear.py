@@ -5,7 +5,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clap.linear import ONEDNN_DTYPES, Linear, ReluConv2d, _is_plain_inference
+from hf_clap.linear import ONEDNN_DTYPES, Linear, ReluConv2d, is_plain_inference
 
 
 @pytest.fixture
@@ -40,15 +40,15 @@ def test_strided_input_is_read_right(layers):
 
 def test_where_onednn_may_be_used(layers):
     hidden, weight = torch.randn(3, 96), layers[0].weight
-    assert not _is_plain_inference(hidden, weight)  # gradients are wanted
+    assert not is_plain_inference(hidden, weight)  # gradients are wanted
     with torch.no_grad():
-        assert _is_plain_inference(hidden, weight)
-        assert not _is_plain_inference(hidden.half(), nn.Parameter(weight.half()))
-        bfloat16 = _is_plain_inference(hidden.bfloat16(), nn.Parameter(weight.bfloat16()))
+        assert is_plain_inference(hidden, weight)
+        assert not is_plain_inference(hidden.half(), nn.Parameter(weight.half()))
+        bfloat16 = is_plain_inference(hidden.bfloat16(), nn.Parameter(weight.bfloat16()))
         assert bfloat16 == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        assert not _is_plain_inference(hidden.to("meta"), nn.Parameter(weight.to("meta")))
+        assert not is_plain_inference(hidden.to("meta"), nn.Parameter(weight.to("meta")))
         with torch.autocast("cpu", torch.bfloat16):
-            assert not _is_plain_inference(hidden, weight)
+            assert not is_plain_inference(hidden, weight)
             assert layers[0](hidden).dtype == torch.bfloat16
 
 

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .linear import is_plain_inference
+
 
 class HeadsAttention(nn.Module):
     """
@@ -44,7 +46,10 @@ class HeadsAttention(nn.Module):
         """
         shape = (*query.shape[:2], -1, self.head_dim)
         query, key, value = (heads.view(shape).transpose(1, 2) for heads in (query, key, value))
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and is_plain_inference(query, key):
+            implementation = "eager"  # products of matrices: PyTorch's kernel for CPUs takes half as long again
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = dropout if self.training else 0.0
         bias = None if bias is None else bias.to(query.dtype)
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.head_dim**-0.5)[0]
@@ -61,8 +66,8 @@ def eager_attention_forward(
     **unused: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, with the arguments of transformers' interface; heads before positions."""
-    scores = query @ key.transpose(-1, -2) * scaling
+    scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    weights = F.dropout(scores.softmax(dim=-1), dropout, module.training)  # float32 inside, whatever the precision
     return (weights @ value).transpose(1, 2).contiguous(), weights

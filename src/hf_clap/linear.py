@@ -16,9 +16,17 @@ class Linear(nn.Linear):
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if _is_plain_inference(hidden, self.weight):
+        if is_plain_inference(hidden, self.weight):
             return _onednn_linear(hidden, self.weight, self.bias)
         return super().forward(hidden)
+
+
+def through_onednn(model: nn.Module) -> nn.Module:
+    """The model with its plain `nn.Linear` layers as `Linear`: the same parameters under the same names."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    return model
 
 
 class ReluConv2d(nn.Conv2d):
@@ -36,7 +44,7 @@ def conv2d_relu(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Any, padding: Any, groups: int
 ) -> torch.Tensor:
     """A convolution and a ReLU, as `ReluConv2d`."""
-    if not _is_plain_inference(hidden, weight):
+    if not is_plain_inference(hidden, weight):
         return F.relu(F.conv2d(hidden, weight, bias, stride, padding, groups=groups), inplace=True)
     is_linear = (weight.shape[2:], stride, padding, groups) == ((1, 1), (1, 1), (0, 0), 1)
     if is_linear and hidden.is_contiguous(memory_format=torch.channels_last):
@@ -53,7 +61,7 @@ def _onednn_linear(
     return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, then, [], "")  # as torch.compile does
 
 
-def _is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+def is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether it is float32, or bfloat16 that this CPU has, computed as written and without gradients of any kind."""
     return (
         not torch.is_grad_enabled()

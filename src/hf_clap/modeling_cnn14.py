@@ -8,6 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_hf_clap import HfClapCnn14Config
+from .folded_conv import FoldedConv
 from .modeling_audio_tower import HfClapAudioTower
 
 
@@ -29,16 +30,34 @@ class Cnn14Block(GradientCheckpointingLayer):
         self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in range(config.convs_per_block))
         self.pool_size = pool_size
         self.dropout = nn.Dropout(config.block_dropout)
+        self.folds_norms = True
+        self.folded = [FoldedConv() for _ in self.convs]
+
+    def fold_norms(self, fold: bool) -> None:
+        self.folds_norms = fold
+        for folded in self.folded:
+            folded.clear()
+
+    def train(self, mode: bool = True) -> "Cnn14Block":
+        if mode:
+            self.fold_norms(self.folds_norms)  # at the next inference anew
+        return super().train(mode)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            hidden = F.relu(norm(conv(hidden)))
+        for conv, norm, folded in zip(self.convs, self.norms, self.folded, strict=True):
+            if self.folds_norms and folded.is_possible(hidden, conv, norm):
+                hidden = folded(hidden, conv, norm)
+            else:
+                hidden = F.relu(norm(conv(hidden)))
         return self.dropout(F.avg_pool2d(hidden, self.pool_size))
 
 
 class HfClapCnn14Model(HfClapAudioTower):
     """
     Cnn14 over log-mels in dB. Also Cnn6 and Cnn10, by configuration.
+
+    At inference on a CPU the batch norms are folded into the convolutions, in copies of their weights that training
+    gives back; `fold_norms(False)` does without.
 
     Example:
 
@@ -70,6 +89,11 @@ class HfClapCnn14Model(HfClapAudioTower):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.linear = nn.Linear(config.channels[-1], config.hidden_size)
         self.post_init()
+
+    def fold_norms(self, fold: bool = True) -> None:
+        """Whether batch norms are folded into convolutions at inference on a CPU; without, nothing is kept for it."""
+        for block in self.blocks:
+            block.fold_norms(fold)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -103,12 +127,18 @@ class HfClapCnn14Model(HfClapAudioTower):
                 f"Cnn14 needs at least {shortest} frames and got {input_features.shape[2]}; fill the clip, as the "
                 "feature extractor does."
             )
-        hidden = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)  # (batch, 1, frames, mels)
-        for block in self.blocks:
-            hidden = block(hidden)  # (batch, channels, steps, bins)
-        steps = hidden.mean(dim=3).transpose(1, 2)  # (batch, steps, channels)
+        steps = self._in_pieces(self._encode, input_features)
         pooled = steps.amax(dim=1) + steps.mean(dim=1)  # (batch, channels)
         return BaseModelOutputWithPooling(last_hidden_state=self._embed(steps), pooler_output=self._embed(pooled))
+
+    def _encode(self, input_features: torch.Tensor) -> torch.Tensor:
+        """(batch, 1, frames, mels) -> (batch, steps, channels)"""
+        normalized = self.input_norm(input_features.transpose(1, 3))  # (batch, mels, frames, 1)
+        # channels last in its strides too, so that the convolutions keep it
+        hidden = normalized[..., 0].transpose(1, 2).contiguous()[..., None].permute(0, 3, 1, 2)
+        for block in self.blocks:
+            hidden = block(hidden)  # (batch, channels, steps, bins)
+        return hidden.mean(dim=3).transpose(1, 2)
 
     def _embed(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, channels) -> (…, hidden)"""

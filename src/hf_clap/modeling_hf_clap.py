@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_hf_clap import HfClapConfig
+from .linear import through_onednn
 from .losses import LOSSES, caption_groups
 from .modeling_cnn14 import HfClapCnn14Model
 from .modeling_htsat import HfClapHtsatModel
@@ -90,7 +91,7 @@ def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
         mapping, auto_class = MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
     accepted = inspect.signature(mapping[type(config)]).parameters
     options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
-    return auto_class.from_config(config, **options)
+    return through_onednn(auto_class.from_config(config, **options))
 
 
 class HfClapPreTrainedModel(PreTrainedModel):

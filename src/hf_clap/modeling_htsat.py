@@ -301,6 +301,11 @@ class HfClapHtsatModel(HfClapAudioTower):
             raise ValueError("HTS-AT takes windows of one length; set the feature extractor's min_length_s to None.")
         input_features = self._checked(input_features, self.input_norm.weight.dtype)
         is_longer = self._check_longer(input_features, is_longer)
+        steps = self._in_pieces(self._encode, input_features, is_longer)
+        return BaseModelOutputWithPooling(last_hidden_state=steps, pooler_output=steps.mean(dim=1))
+
+    def _encode(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
+        """(batch, channels, frames, mels) -> (batch, steps, hidden)"""
         normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
         hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
         for stage in self.stages:
@@ -308,8 +313,7 @@ class HfClapHtsatModel(HfClapAudioTower):
         # the image's rows are pieces of time, one under the other, and in each piece the bins of the spectrum
         side = math.isqrt(hidden.shape[1])
         pieces = self.norm(hidden).unflatten(1, (self.config.freq_ratio, -1, side))
-        steps = pieces.mean(dim=2).flatten(1, 2)  # (batch, pieces, bins, side, hidden) -> (batch, steps, hidden)
-        return BaseModelOutputWithPooling(last_hidden_state=steps, pooler_output=steps.mean(dim=1))
+        return pieces.mean(dim=2).flatten(1, 2)  # (batch, pieces, bins, side, hidden) -> (batch, steps, hidden)
 
     def _check_longer(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor | None:
         """`is_longer` as `(batch,)` where it counts."""

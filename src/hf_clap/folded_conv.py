@@ -1,0 +1,111 @@
+"""A convolution with the batch norm and the ReLU after it as one operator, for inference on a CPU."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .linear import is_plain_inference
+
+SAMPLE = 64
+State = tuple[int, int, list[float]]
+
+
+class Folded(NamedTuple):
+    """What a convolution and its norm come to, and the state of the tensors that it was made of."""
+
+    state: list[State]
+    weight: torch.Tensor  # laid out as oneDNN wants it, so that it is not packed anew at each call
+    bias: torch.Tensor
+
+
+class FoldedConv:
+    """
+    Computes `relu(norm(conv(hidden)))` in one pass, with a norm that does not learn: its scale goes into the
+    convolution's weights and its shift into a bias. Both modules stay as they are; what is folded is kept beside them
+    until `clear`, or until one of their tensors changes, and is never saved or copied.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from torch import nn
+    >>> from hf_clap.folded_conv import FoldedConv
+
+    >>> conv, norm = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8).eval()
+    >>> hidden = torch.ones(1, 1, 5, 5)
+    >>> with torch.inference_mode():
+    ...     folded = FoldedConv()(hidden, conv, norm)
+    ...     print(torch.allclose(folded, norm(conv(hidden)).relu(), atol=1e-6))
+    True
+
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._folded: Folded | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_folded": None}  # oneDNN's layout cannot be copied, and a copy of the modules has its own tensors
+
+    @staticmethod
+    def is_possible(hidden: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+        """Whether nothing would miss the two modules' own steps: gradients, a norm that learns, hooks, compilers."""
+        return (
+            is_plain_inference(hidden, conv.weight)
+            and not norm.training
+            and norm.track_running_stats
+            and type(conv) is nn.Conv2d
+            and type(norm) is nn.BatchNorm2d
+            and not (conv._forward_hooks or conv._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+        )
+
+    def __call__(self, hidden: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, out_channels, …), channels last; where it `is_possible`."""
+        state = [
+            _state(tensor) for tensor in (conv.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        ]
+        folded = self._folded  # once, for another thread may fold at the same time
+        if folded is None or folded.state != state:
+            self._folded = folded = Folded(state, *_fold(conv, norm))
+        places = conv.padding, conv.stride, conv.dilation, conv.groups
+        return torch.ops.mkldnn._convolution_pointwise(
+            hidden.contiguous(memory_format=torch.channels_last), folded.weight, folded.bias, *places, "relu", [], ""
+        )
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._folded = None
+
+
+def _state(tensor: torch.Tensor | None) -> State:
+    """
+    Of a tensor, so that a change shows: by an operator, which torch counts, or by other memory. What is done through
+    `.data`, as in merging LoRA, is not counted; it changes most values, and so some of a sample of them.
+    """
+    if tensor is None:
+        return 0, 0, []
+    version = 0 if tensor.is_inference() else tensor._version
+    sample = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLE)]
+    return tensor.data_ptr(), version, sample.tolist()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias, computed in float32."""
+    mean, variance = (
+        statistic.float() for statistic in (norm.running_mean, norm.running_var) if statistic is not None
+    )
+    scale = (variance + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.float()
+    bias = -mean * scale
+    if norm.affine:
+        bias = bias + norm.bias.float()
+    if conv.bias is not None:
+        bias = bias + conv.bias.float() * scale
+    dtype = conv.weight.dtype
+    weight = (conv.weight.float() * scale[:, None, None, None]).to(dtype)
+    places = conv.padding, conv.stride, conv.dilation, conv.groups
+    return torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *places), bias.to(dtype)

@@ -1,0 +1,134 @@
+"""What the benchmarks share: contenders in one process, in turns; ratios, outputs that must agree, peak memory."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+# The C library then gives freed memory back at once, so that peaks are those of memory in use.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
+
+Run = Callable[[], Any]
+
+
+@dataclass
+class Comparison:
+    """
+    Of two contenders.
+
+    Args:
+        name: of the row.
+        ours, peer: names of the contenders.
+        agree: takes what both returned and gives their difference, or raises AssertionError if they disagree.
+    """
+
+    name: str
+    ours: str
+    peer: str
+    agree: Callable[[Any, Any], float] | None = None
+
+
+def main(
+    description: str, contenders: dict[str, Callable[[], Run]], comparisons: list[Comparison], rounds: int = 7
+) -> None:
+    """
+    Run a benchmark.
+
+    Args:
+        description: the script's own docstring.
+        contenders: by name, what makes a contender ready (which is not timed) and returns what is timed.
+        comparisons: rows of the result.
+        rounds: how often each contender runs, by default.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name has one of these in it")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory, which runs all again")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--peak-of", choices=list(contenders), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    transformers.logging.set_verbosity_error()
+    if options.peak_of:
+        run = contenders[options.peak_of]()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is held now
+        run()
+        print(json.dumps(memory("VmHWM")))
+        return
+    if options.only:
+        comparisons = [row for row in comparisons if any(text in row.name for text in options.only)]
+    used = list(dict.fromkeys(name for row in comparisons for name in (row.peer, row.ours)))
+    runs = {name: contenders[name]() for name in used}
+    seconds, results = take_turns(runs, options.rounds)
+    peaks = {} if options.no_memory else {name: peak(name, options.threads) for name in tqdm(used, desc="memory")}
+    print(f"{options.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}")
+    rows = [
+        summary(row, seconds, peaks, row.agree(results[row.ours], results[row.peer]) if row.agree else None)
+        for row in comparisons
+    ]
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def take_turns(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each round, after one to warm up, and what each contender returned."""
+    results = {name: run() for name, run in tqdm(runs.items(), desc="warm-up", disable=None)}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in tqdm(range(rounds), desc="rounds", disable=None):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, results
+
+
+def peak(name: str, threads: int) -> float:
+    """Of a process that makes one contender and runs it once, in GiB. Linux only."""
+    command = [sys.executable, sys.argv[0], "--threads", str(threads), "--peak-of", name]
+    return json.loads(subprocess.run(command, env=os.environ | GIVE_BACK, check=True, capture_output=True).stdout)
+
+
+def memory(field: str) -> float:
+    """Of this process, in GiB: `VmRSS`, what it holds, or `VmHWM`, the most that it held. Linux counts in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+
+
+def summary(
+    row: Comparison, seconds: dict[str, list[float]], peaks: dict[str, float], difference: float | None
+) -> dict[str, Any]:
+    """Prints a row and returns it: medians, the ratio of each round, peaks."""
+    ratios = [peer / ours for ours, peer in zip(seconds[row.ours], seconds[row.peer], strict=True)]
+    result = {
+        "name": row.name,
+        "ours": row.ours,
+        "peer": row.peer,
+        "seconds": {name: seconds[name] for name in (row.ours, row.peer)},
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+        "difference": difference,
+        "peak_gb": {name: peaks[name] for name in (row.ours, row.peer) if name in peaks},
+    }
+    print(row.name)
+    for name in (row.ours, row.peer):
+        times = sorted(1e3 * second for second in seconds[name])
+        held = f"  peak {peaks[name]:.2f} GB" if peaks else ""
+        print(f"  {name:34} {statistics.median(times):9.1f} ms  ({times[0]:.1f} to {times[-1]:.1f}){held}")
+    agreement = "" if difference is None else f"  outputs differ by {difference:.0e}"
+    spread = f"({result['least']:.2f} to {result['most']:.2f})"
+    print(f"  {'ratio':34} {result['ratio']:9.2f}     {spread}{agreement}")
+    return result
