@@ -35,7 +35,7 @@ def plain(hidden, conv, norm):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("shape", [(1, 8, 5, 7), (3, 8, 64, 16)])
+@pytest.mark.parametrize("shape", [(1, 8, 5, 7), (3, 8, 1, 1), (3, 8, 64, 16)])
 def test_values_are_those_of_the_modules(pair, bias, affine, shape):
     conv, norm = pair
     if bias:

@@ -180,6 +180,24 @@ def test_torch_export_gives_the_same_audio_embeddings(tower):
         )
 
 
+def test_compiles_without_a_break_for_any_batch(small_config):
+    """One graph for each tower, and no second one for another number of clips, windows or texts."""
+    model = small_model(small_config)
+    torch._dynamo.reset()
+    options = {"backend": "eager", "fullgraph": True, "dynamic": True}
+    audio, text = torch.compile(model.encode_audio, **options), torch.compile(model.encode_text, **options)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (20, 27):
+            features = torch.randn(batch, 1, 200, 64, generator=generator) * 20 - 40
+            assert torch.allclose(audio(features), model.encode_audio(features), atol=1e-5)
+            texts = {
+                "input_ids": torch.randint(5, 30, (batch, batch - 5), generator=generator),
+                "attention_mask": torch.ones(batch, batch - 5, dtype=torch.long),
+            }
+            assert torch.allclose(text(**texts), model.encode_text(**texts), atol=1e-5)
+
+
 def test_a_replica_without_parameters_runs(small_config, small_inputs):
     """`DataParallel`, which Trainer takes on several GPUs, makes parameters plain attributes of its replicas."""
     model = small_model(small_config)

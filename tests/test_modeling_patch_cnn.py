@@ -68,18 +68,6 @@ def test_without_a_mask_all_frames_count(tower, frames):
         assert torch.equal(*(output[name] for output in outputs))
 
 
-def test_compiles_without_a_break_for_any_batch_and_length():
-    tower = HfClapPatchCnnModel(HfClapPatchCnnConfig(stem_channels=4, channels=(4, 8), strides=(1, 2))).eval()
-    for parameter in tower.parameters():
-        parameter.data.uniform_(-1, 1)
-    torch._dynamo.reset()
-    compiled = torch.compile(tower, backend="eager", fullgraph=True, dynamic=True)
-    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in ((6, 1, 200, 64), (9, 1, 200, 64), (7, 1, 500, 64)):
-            features = torch.randn(shape, generator=torch.Generator().manual_seed(4))
-            assert torch.allclose(compiled(features).pooler_output, tower(features).pooler_output, atol=1e-5)
-
-
 def test_a_clip_shorter_than_a_patch_is_refused(tower):
     with pytest.raises(ValueError, match="at least 96 frames of audio and got 95"):
         tower(torch.zeros(1, 1, 95, 64))

@@ -34,7 +34,7 @@ class HfClapAudioTower(PreTrainedModel):
         encode: Callable[..., torch.Tensor], input_features: torch.Tensor, *others: torch.Tensor | None
     ) -> torch.Tensor:
         """`encode` of inputs that have an entry for each clip: at inference on a CPU for a few clips at a time."""
-        if len(input_features) <= CPU_CLIPS or not is_plain_inference(input_features, input_features):
+        if not is_plain_inference(input_features, input_features) or len(input_features) <= CPU_CLIPS:
             return encode(input_features, *others)
         pieces = [None if other is None else other.split(CPU_CLIPS) for other in others]
         return torch.cat(
