@@ -81,6 +81,15 @@ MAY_IMPORT = {
         "prompts",
         "waveform",
     },
+    "onnx_model": {"configuration_hf_clap", "feature_extraction_hf_clap", "waveform"},
+    "export": {
+        "checkpoint_config",
+        "checkpoint_file",
+        "feature_extraction_hf_clap",
+        "modeling_hf_clap",
+        "onnx_model",
+        "processing_hf_clap",
+    },
     "pair_columns": {"audio", "waveform"},
     "data": {"pair_columns", "waveform"},
     "pair_loader": {"data", "pair_columns"},
@@ -138,7 +147,18 @@ MAY_IMPORT = {
         "task_result",
         "tasks",
     },
-    "cli": {"audio", "checkpoint_file", "cli_eval", "conversion", "conversion_back", "pipeline", "plot", "prompts"},
+    "cli_export": {"export", "pipeline"},
+    "cli": {
+        "audio",
+        "checkpoint_file",
+        "cli_eval",
+        "cli_export",
+        "conversion",
+        "conversion_back",
+        "pipeline",
+        "plot",
+        "prompts",
+    },
 }
 TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
     "attention",
@@ -177,8 +197,10 @@ def test_every_module_has_its_place_and_its_test_file():
         "checkpoint_config": "conversion",
         "checkpoint_file": "conversion",
         "checkpoint_names": "conversion",
+        "cli_export": "export",
         "conversion_back": "conversion",
         "modeling_audio_tower": "modeling_hf_clap",
+        "onnx_model": "export",
         "pair_columns": "data",
         "supervised": "evaluation",
         "task_classes": "tasks",
@@ -205,7 +227,8 @@ def test_what_travels_needs_transformers_only(name):
 
 def test_importing_the_package_prints_nothing_and_sets_nothing():
     program = "import logging, sys; level = logging.root.level; import hf_clap; assert logging.root.level == level; "
-    program += "assert 'transformers.trainer' not in sys.modules"  # it takes longer to import than all the rest
+    program += "assert 'transformers.trainer' not in sys.modules; "  # it takes longer to import than all the rest
+    program += "assert not {'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)"  # an extra
     command = [sys.executable, "-W", "error::UserWarning", "-c", program]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")

@@ -17,6 +17,7 @@ from .contrastive_step import contrastive_step
 from .conversion import convert_checkpoint
 from .conversion_back import convert_back
 from .data import PairStream, interleave_pairs, load_pairs
+from .export import export_onnx
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .hub import push_to_hub
 from .losses import contrastive_loss, sigmoid_loss
@@ -32,6 +33,7 @@ from .modeling_hf_clap import (
 )
 from .modeling_htsat import HfClapHtsatModel
 from .modeling_patch_cnn import HfClapPatchCnnModel
+from .onnx_model import HfClapOnnxModel
 from .pair_columns import Pair, PairError
 from .pair_loader import PairLoader
 from .pipeline import TINY, HfClapPipeline, pipeline
@@ -77,6 +79,7 @@ __all__ = [
     "HfClapHtsatConfig",
     "HfClapHtsatModel",
     "HfClapModel",
+    "HfClapOnnxModel",
     "HfClapOutput",
     "HfClapPatchCnnConfig",
     "HfClapPatchCnnModel",
@@ -95,6 +98,7 @@ __all__ = [
     "contrastive_step",
     "convert_back",
     "convert_checkpoint",
+    "export_onnx",
     "interleave_pairs",
     "load_audio",
     "load_pairs",

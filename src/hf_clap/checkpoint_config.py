@@ -309,8 +309,8 @@ def mel_bank(extractor: HfClapFeatureExtractor) -> torch.Tensor:
 
 
 def stft_kernels(extractor: HfClapFeatureExtractor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The extractor's windowed Fourier transform as two convolutions `(bins, 1, n_fft)`, as torchlibrosa 0.1.0's."""
-    bins, samples = torch.arange(extractor.n_fft // 2 + 1), torch.arange(extractor.n_fft)
+    """The extractor's windowed Fourier transform as two convolutions `(bins, 1, win_length)`, as torchlibrosa's."""
+    bins, samples = torch.arange(extractor.n_fft // 2 + 1), torch.arange(extractor.win_length)
     angle = 2 * math.pi * (bins[:, None] * samples % extractor.n_fft).double() / extractor.n_fft
     window = extractor.front_end(torch.device("cpu"), torch.float64).window
     real, imaginary = (window * angle.cos()).float(), (-window * angle.sin()).float()

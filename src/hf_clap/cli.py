@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .audio import iter_audio
 from .checkpoint_file import KINDS
 from .cli_eval import add_card, add_eval
+from .cli_export import add_export
 from .conversion import convert_checkpoint
 from .conversion_back import BACK, convert_back
 from .pipeline import TINY, pipeline
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_eval(commands)
     add_card(commands)
+    add_export(commands)
     return parser
 
 

@@ -156,6 +156,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         """The longest stretch of audio that the tower sees at once, in samples."""
         return round(self.max_length_s * self.sampling_rate)
 
+    @property
+    def min_samples(self) -> int:
+        """The shortest stretch of audio that the tower hears, in samples; a clip that is shorter is filled."""
+        return self.max_samples if self.min_length_s is None else math.ceil(self.min_length_s * self.sampling_rate)
+
     def __call__(
         self,
         audio: Any,
@@ -327,8 +332,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _batch(self, windows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Log-mels of windows of at most `max_samples`, padded to the frames of a full window and masked."""
-        shortest = self.max_samples if self.min_length_s is None else math.ceil(self.min_length_s * self.sampling_rate)
-        log_mels = [self.log_mel(self._fill(window, shortest)) for window in windows]
+        log_mels = [self.log_mel(self._fill(window, self.min_samples)) for window in windows]
         if self.min_length_s is None:
             return {"input_features": torch.stack(log_mels)[:, None]}
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
