@@ -321,6 +321,38 @@ def test_folders_that_cannot_be_loaded(tiny_folder, tmp_path):
         hf_clap.HfClapOnnxModel.from_pretrained(tmp_path)
 
 
+def test_the_pipeline_tags_as_with_pytorch(tiny_folder, tiny_tagger, tmp_path, capsys):
+    exported = hf_clap.pipeline(tiny_folder, backend="onnx")
+    files = sorted(str(path) for path in EXAMPLES.glob("*.flac"))
+    sounds = [*files, {"array": noise(25.0), "sampling_rate": 16000}, {"array": noise(0.3), "sampling_rate": 16000}]
+    labels = ["siren", "rain", "white noise", "church bells"]
+    for options in ({}, {"return_timestamps": True}, {"multi_label": True}):
+        pairs = zip(exported(sounds, labels, **options), tiny_tagger(sounds, labels, **options), strict=True)
+        for ours, expected in pairs:
+            assert [row.get("timestamp") for row in ours] == [row.get("timestamp") for row in expected]
+            scores = [
+                {(row["label"], row.get("timestamp")): row["score"] for row in rows} for rows in (ours, expected)
+            ]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert main(["tag", files[0], "--labels", "siren, rain", "--model", str(tiny_folder), "--backend", "onnx"]) == 0
+    assert "siren" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (None, {"backend": "onnx"}, "takes a folder or Hub id"),
+        (hf_clap.TINY, {"backend": "onnx", "dtype": "bfloat16"}, "leave out device and dtype"),
+        (hf_clap.TINY, {"backend": "onnx", "device": "cuda"}, "leave out device and dtype"),
+        (hf_clap.TINY, {"backend": "onnx"}, r"lacks audio\.onnx, text\.onnx, onnx_config\.json"),
+        (None, {"backend": "tf"}, 'choose "torch" or "onnx"'),
+    ],
+)
+def test_backends_that_are_not_possible(runtime, model, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        hf_clap.pipeline(model, **options)
+
+
 def test_waveforms_that_cannot_be_used(tiny_onnx):
     with pytest.raises(hf_clap.AudioError, match="160001 samples is longer than the 160000"):
         tiny_onnx.encode_audio([torch.zeros(160001)])

@@ -77,11 +77,12 @@ MAY_IMPORT = {
         "configuration_hf_clap",
         "embedding",
         "modeling_hf_clap",
+        "onnx_model",
         "processing_hf_clap",
         "prompts",
         "waveform",
     },
-    "onnx_model": {"configuration_hf_clap", "feature_extraction_hf_clap", "waveform"},
+    "onnx_model": {"configuration_hf_clap", "embedding", "feature_extraction_hf_clap", "waveform"},
     "export": {
         "checkpoint_config",
         "checkpoint_file",

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     tag.add_argument("--batch-size", type=int, default=8, help="windows embedded at a time (default: 8)")
     tag.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
     tag.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
+    tag.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="onnx for what `export` wrote")
     tag.add_argument("--format", choices=tuple(FORMATS), default="table", help="of what is printed")
     convert = commands.add_parser(
         "convert",
@@ -143,7 +144,13 @@ def _tag(options: argparse.Namespace) -> int:
         raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
     if options.plot:
         from .plot import plot_timeline  # matplotlib is an extra: say so before the work, not after it
-    tagger = pipeline(options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size)
+    tagger = pipeline(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        backend=options.backend,
+    )
     settings = {
         "candidate_labels": _read_labels(options),
         "hypothesis_template": options.template or DEFAULT_TEMPLATE,

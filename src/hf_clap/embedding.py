@@ -57,15 +57,15 @@ class ClipEmbedding(NamedTuple):
     embed: np.ndarray  # (projection_dim,) float32, L2-normalised, in the space that audio and text share
 
 
-def iter_features(
+def iter_waveforms(
     extractor: HfClapFeatureExtractor,
     source: Any,
     source_rate: int | None = None,
     window: int | None = None,
     hop: int | None = None,
-) -> Iterator[tuple[int, int, BatchFeature]]:
+) -> Iterator[tuple[int, torch.Tensor]]:
     """
-    Features of one clip, window by window, so that a recording of any length takes bounded memory.
+    Windows of one clip, so that a recording of any length takes bounded memory.
 
     Args:
         extractor: the model's.
@@ -76,21 +76,17 @@ def iter_features(
         hop: samples from one window to the next; a window when absent.
 
     Yields:
-        tuple: first sample of the window, the one after its last, and its features, a batch of one.
+        tuple: first sample of the window, and its `(samples,)` at the extractor's rate.
 
     Raises:
         AudioError, OSError: as `iter_audio`.
     """
     blocks = map(torch.from_numpy, iter_audio(source, extractor.sampling_rate, source_rate))
-    fusion = window is None and extractor.crop == "fusion"
-    if fusion:  # its waveform is in memory until its features are made
-        windows: Iterable[tuple[int, torch.Tensor]] = [(0, torch.cat(list(blocks)))]
+    if window is None and extractor.crop == "fusion":  # it is in memory until its features are made
+        yield 0, torch.cat(list(blocks))
     else:
         window = window or extractor.max_samples
-        windows = iter_windows(blocks, window, hop or window)
-    for start, waveform in windows:
-        features = extractor(waveform, extractor.sampling_rate, crop="fusion" if fusion else "start")
-        yield start, start + len(waveform), features
+        yield from iter_windows(blocks, window, hop or window)
 
 
 def embed_windows(model: HfClapModel, windows: Sequence[BatchFeature]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,7 +216,7 @@ class Embedder:
 
         Args:
             groups: as `clips` takes them. Two groups for each worker are read ahead.
-            source_rate, window, hop: as `iter_features` takes them; with a window each one's embedding is kept,
+            source_rate, window, hop: as `iter_waveforms` takes them; with a window each one's embedding is kept,
                 otherwise their sum.
 
         Yields:
@@ -243,6 +239,18 @@ class Embedder:
                     future.cancel()
                 torch.set_num_threads(threads)  # else threads that start later would take over the workers' one
 
+    def window_input(self, waveform: torch.Tensor, as_whole: bool) -> Any:
+        """What `hear` wants of a window: its features, a batch of one. Fusion hears the clip `as_whole`."""
+        extractor = self.processor.feature_extractor
+        crop = "fusion" if as_whole and extractor.crop == "fusion" else "start"
+        return extractor(waveform, extractor.sampling_rate, crop=crop)
+
+    def hear(self, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the audio tower gives, `(windows, hidden_size)`, and embeddings: float32, on the CPU."""
+        # another device than the CPU takes one batch at a time, for its memory's sake
+        with nullcontext() if self.model.device.type == "cpu" else self._device_lock:
+            return embed_windows(self.model, windows)
+
     @torch.inference_mode()
     def group(
         self,
@@ -254,14 +262,14 @@ class Embedder:
     ) -> list[Clip]:
         """The clips of one group, embedded in this thread; arguments as of `windows`. Nobody waits once `stopped`."""
         clips = [Clip(in_all=window is None) for _ in sources]
-        batch: list[tuple[Clip, tuple[int, int], BatchFeature]] = []
+        batch: list[tuple[Clip, tuple[int, int], Any]] = []
         for clip, source in zip(clips, sources, strict=True):
             try:
                 audio = source() if callable(source) else source
-                for start, end, features in iter_features(
-                    self.processor.feature_extractor, audio, source_rate, window, hop
-                ):
-                    batch.append((clip, (start, end), features))
+                windows = iter_waveforms(self.processor.feature_extractor, audio, source_rate, window, hop)
+                for start, waveform in windows:
+                    heard = self.window_input(waveform, as_whole=window is None)
+                    batch.append((clip, (start, start + len(waveform)), heard))
                     if len(batch) == self.batch_size:
                         self._add(batch)
                         if stopped and stopped.is_set():
@@ -272,11 +280,9 @@ class Embedder:
             self._add(batch)
         return clips
 
-    def _add(self, batch: list[tuple[Clip, tuple[int, int], BatchFeature]]) -> None:
+    def _add(self, batch: list[tuple[Clip, tuple[int, int], Any]]) -> None:
         """Embed a batch of windows and hand them to their clips; empties the batch."""
-        # another device than the CPU takes one batch at a time, for its memory's sake
-        with nullcontext() if self.model.device.type == "cpu" else self._device_lock:
-            pooled, embeds = embed_windows(self.model, [features for _, _, features in batch])
+        pooled, embeds = self.hear([heard for _, _, heard in batch])
         for (clip, span, _), *values in zip(batch, pooled, embeds, strict=True):
             clip.add(span, *values)
         batch.clear()

@@ -241,47 +241,54 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             torch.Tensor: `(frames, mels)`, in dB or as natural logarithm by `log`.
         """
-        front_end = self.front_end(waveform.device, waveform.dtype)
         frames = self._frame_count(len(waveform))
         if frames < 1:
             raise AudioError(f"{len(waveform)} samples are less than a frame of {self.win_length}; fill the clip.")
-        if waveform.device.type == "cpu" and not waveform.requires_grad and nothing_rewrites(waveform):
-            energies = self._energies_in_pieces(waveform, frames, front_end)
-        else:
-            energies = self._energies(self._frames(waveform, 0, frames), front_end)
+        if _may_be_written(waveform):
+            log_mel = waveform.new_empty(frames, self.feature_size)
+            self._write_log_mel(waveform, log_mel)
+            return log_mel
+        energies = self._energies(waveform)
         if self.log == "db":
             return 10 * torch.log10(energies.clamp(min=self.log_floor))
         return torch.log(energies + self.log_floor)
 
-    def _energies(self, frames: torch.Tensor, front_end: "FrontEnd") -> torch.Tensor:
-        """(frames, win_length) -> (frames, mels), with gradients"""
-        spectrum = torch.fft.rfft(frames * front_end.window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
+    def _energies(self, waveform: torch.Tensor) -> torch.Tensor:
+        """(samples,) -> (frames, mels), with gradients"""
+        window, mel, _ = self.front_end(waveform.device, waveform.dtype)
+        frames = self._frames(waveform, 0, self._frame_count(len(waveform)))
+        spectrum = torch.fft.rfft(frames * window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
         if self.power == 1:
-            return spectrum.abs() @ front_end.mel  # its gradient at 0 is 0, where that of a root would be infinite
-        return (spectrum.real.square() + spectrum.imag.square()) @ front_end.mel
+            return spectrum.abs() @ mel  # its gradient at 0 is 0, where that of a root would be infinite
+        return (spectrum.real.square() + spectrum.imag.square()) @ mel
 
-    def _energies_in_pieces(self, waveform: torch.Tensor, frames: int, front_end: "FrontEnd") -> torch.Tensor:
-        """The same on a CPU, without gradients: in pieces that stay in its cache, and in memory that is used again."""
-        energies = waveform.new_empty(frames, self.feature_size)
-        pieces = energies.tensor_split(math.ceil(frames * self.n_fft / CPU_SAMPLES))
-        first = min(band.first_bin for band in front_end.bands)
-        last = max(band.last_bin for band in front_end.bands)
+    def _write_log_mel(self, waveform: torch.Tensor, log_mel: torch.Tensor) -> None:
+        """
+        The same on a CPU, without gradients, into `log_mel` `(frames, mels)`: in pieces that stay in the cache, and in
+        memory that is used again.
+        """
+        window, _, bands = self.front_end(waveform.device, waveform.dtype)
+        pieces = log_mel.tensor_split(math.ceil(len(log_mel) * self.n_fft / CPU_SAMPLES))
+        first, last = min(band.first_bin for band in bands), max(band.last_bin for band in bands)
         windowed = waveform.new_empty(len(pieces[0]), self.win_length)
         magnitudes = waveform.new_empty(len(pieces[0]), last - first)
         start = 0
         for piece in pieces:
             stop = start + len(piece)
-            torch.mul(self._frames(waveform, start, stop), front_end.window, out=windowed[: len(piece)])
+            torch.mul(self._frames(waveform, start, stop), window, out=windowed[: len(piece)])
             spectrum = torch.fft.rfft(windowed[: len(piece)], n=self.n_fft)
             squares = torch.view_as_real(spectrum)[:, first:last].square_()  # (frames, bins, 2)
             magnitude = torch.add(squares[..., 0], squares[..., 1], out=magnitudes[: len(piece)])
             if self.power == 1:
                 magnitude.sqrt_()
-            for band in front_end.bands:
+            for band in bands:
                 bins = magnitude[:, band.first_bin - first : band.last_bin - first]
                 torch.mm(bins, band.weights, out=piece[:, band.first_mel : band.last_mel])
+            if self.log == "db":
+                piece.clamp_(min=self.log_floor).log10_().mul_(10)
+            else:
+                piece.add_(self.log_floor).log_()
             start = stop
-        return energies
 
     def _frames(self, waveform: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""
@@ -332,17 +339,22 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _batch(self, windows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Log-mels of windows of at most `max_samples`, padded to the frames of a full window and masked."""
-        log_mels = [self.log_mel(self._fill(window, self.min_samples)) for window in windows]
-        if self.min_length_s is None:
-            return {"input_features": torch.stack(log_mels)[:, None]}
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
         # and compiled models alike.
         frames = self._frame_count(self.max_samples)
-        features = log_mels[0].new_full((len(log_mels), 1, frames, self.feature_size), self.padding_value)
-        mask = torch.zeros(len(log_mels), frames, dtype=torch.bool, device=features.device)
-        for row, log_mel in enumerate(log_mels):
-            features[row, 0, : len(log_mel)] = log_mel
-            mask[row, : len(log_mel)] = True
+        features = windows[0].new_empty(len(windows), 1, frames, self.feature_size)
+        mask = torch.zeros(len(windows), frames, dtype=torch.bool, device=features.device)
+        for row, window in enumerate(windows):
+            waveform = self._fill(window, self.min_samples)
+            held = self._frame_count(len(waveform))
+            if _may_be_written(waveform):
+                self._write_log_mel(waveform, features[row, 0, :held])
+            else:
+                features[row, 0, :held] = self.log_mel(waveform)
+            features[row, 0, held:] = self.padding_value
+            mask[row, :held] = True
+        if self.min_length_s is None:
+            return {"input_features": features}
         return {"input_features": features, "input_features_mask": mask}
 
     def _fuse(self, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -383,6 +395,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, allowed))}.")
+
+
+def _may_be_written(waveform: torch.Tensor) -> bool:
+    """Whether its log-mel may be computed in place: on a CPU, where nobody wants gradients or rewrites operators."""
+    return waveform.device.type == "cpu" and not waveform.requires_grad and nothing_rewrites(waveform)
 
 
 class Band(NamedTuple):

@@ -142,7 +142,9 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, as_product: bool) -> tuple[torc
     dtype = conv.weight.dtype
     weight = (conv.weight.float() * scale[:, None, None, None]).to(dtype)
     if as_product:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous(), None)
+        weight = weight.permute(0, 2, 3, 1).flatten(1)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     else:
-        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *_places(conv))
+        weight = weight.to_mkldnn()  # under one name, so that there is never a copy more than needed
+        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, *_places(conv))
     return packed, bias.to(dtype)

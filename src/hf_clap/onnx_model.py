@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from .configuration_hf_clap import HfClapConfig
+from .embedding import Embedder
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .waveform import AudioError, as_waveform
 
@@ -53,6 +54,8 @@ class HfClapOnnxModel:
     model.similarity(model.encode_audio([siren]), texts)
     ```
     """
+
+    device = torch.device("cpu")
 
     def __init__(self, folder: str | PathLike[str]):
         folder = Path(folder)
@@ -149,6 +152,28 @@ class HfClapOnnxModel:
         inputs = {name: given[name].detach().cpu().long().numpy() for name in names}
         return torch.from_numpy(self._text.run(None, inputs)[0])
 
+    def eval(self) -> "HfClapOnnxModel":
+        """Itself: it does nothing but inference."""
+        return self
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """None: they are in the graphs."""
+        return iter(())
+
     def similarity(self, audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Logits `(clips, texts)`, as `HfClapModel.similarity`."""
         return self._factor * (audio_embeds @ text_embeds.T) + self._bias
+
+
+class OnnxEmbedder(Embedder):
+    """An `Embedder` with a `HfClapOnnxModel`, whose graph makes the features. It has no tower's output to give."""
+
+    model: Any
+
+    def window_input(self, waveform: torch.Tensor, as_whole: bool) -> torch.Tensor:
+        return waveform
+
+    def hear(self, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings, twice."""
+        embeds = self.model.encode_audio(windows)
+        return embeds, embeds

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .embedding import Clip, Embedder, embed_texts
 from .modeling_hf_clap import HfClapModel
+from .onnx_model import HfClapOnnxModel, OnnxEmbedder
 from .processing_hf_clap import HfClapProcessor
 from .prompts import DEFAULT_TEMPLATE, check_templates
 from .waveform import is_batch
@@ -35,17 +36,18 @@ class HfClapPipeline:
     Zero-shot audio tagging with a model and its processor; `hf_clap.pipeline()` makes one.
 
     Args:
-        model: on the device and in the dtype to run in. It is put into evaluation mode.
+        model: on the device and in the dtype to run in, put into evaluation mode; or an exported one.
         processor: the model's.
         batch_size: windows that go through the audio tower at a time.
     """
 
-    def __init__(self, model: HfClapModel, processor: HfClapProcessor, batch_size: int = 8):
+    def __init__(self, model: HfClapModel | HfClapOnnxModel, processor: HfClapProcessor, batch_size: int = 8):
         _check_positive_int("batch_size", batch_size)
-        self.model = model.eval()
+        self.model: Any = model.eval()
         self.processor = processor
         self.batch_size = batch_size
-        self.embedder = Embedder(model, processor, batch_size)
+        embedder: type[Embedder] = OnnxEmbedder if isinstance(model, HfClapOnnxModel) else Embedder
+        self.embedder = embedder(self.model, processor, batch_size)
         self._label_embeds: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
 
     @property
@@ -237,6 +239,7 @@ def pipeline(
     dtype: str | torch.dtype | None = None,
     batch_size: int = 8,
     revision: str | None = None,
+    backend: str = "torch",
 ) -> HfClapPipeline:
     """
     A zero-shot audio tagging pipeline.
@@ -249,6 +252,7 @@ def pipeline(
         dtype: such as `"bfloat16"`; what the checkpoint or model has when absent.
         batch_size: windows that go through the audio tower at a time.
         revision: of a Hub checkpoint: branch, tag or commit.
+        backend: `torch`, or `onnx` for what `export_onnx` wrote, which onnxruntime runs on the CPU (extra `onnx`).
 
     Returns:
         HfClapPipeline: call it with audio and labels.
@@ -256,6 +260,7 @@ def pipeline(
     Raises:
         OSError: if there is no such checkpoint.
         ValueError: if it is not a hf_clap checkpoint, or a model comes without its processor.
+        ImportError: for `onnx`, where onnxruntime is not installed.
 
     Example:
 
@@ -267,6 +272,17 @@ def pipeline(
 
     ```
     """
+    if backend not in ("torch", "onnx"):
+        raise ValueError(f'backend={backend!r} is not possible; choose "torch" or "onnx".')
+    if backend == "onnx":
+        if not isinstance(model, (str, PathLike)) or dtype is not None or device not in (None, -1, "cpu"):
+            raise ValueError(
+                'backend="onnx" takes a folder or Hub id of what `hf-clap export` wrote, as it is, on the CPU; leave '
+                "out device and dtype."
+            )
+        exported = HfClapOnnxModel.from_pretrained(model, revision)
+        processor = processor or HfClapProcessor.from_pretrained(str(model), revision=revision or "main")
+        return HfClapPipeline(exported, processor, batch_size)
     if isinstance(model, HfClapModel):
         if processor is None:
             raise ValueError("A model object needs its processor; pass processor=HfClapProcessor.from_pretrained(…).")

@@ -19,6 +19,10 @@ from tqdm import tqdm
 # The C library then gives freed memory back at once, so that peaks are those of memory in use.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
 
+# Before each turn: worker threads of the other's libraries (OpenBLAS, OpenMP) spin for a while after their last work.
+PAUSE_S = 0.3
+TURN_S = 0.3  # a turn has as many calls as fit in, at least one
+
 Run = Callable[[], Any]
 
 
@@ -84,14 +88,17 @@ def main(
 
 
 def take_turns(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each round, after one to warm up, and what each contender returned."""
+    """Seconds of a call in each round, after one to warm up, and what each contender returned."""
     results = {name: run() for name, run in tqdm(runs.items(), desc="warm-up", disable=None)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in tqdm(range(rounds), desc="rounds", disable=None):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            time.sleep(PAUSE_S)
+            calls, start = 0, time.perf_counter()
+            while not calls or time.perf_counter() - start < TURN_S:
+                run()
+                calls += 1
+            seconds[name].append((time.perf_counter() - start) / calls)
     return seconds, results
 
 
