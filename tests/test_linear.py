@@ -5,7 +5,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clap.linear import ONEDNN_DTYPES, Linear, ReluConv2d, is_plain_inference
+from hf_clap.linear import ONEDNN_DTYPES, Conv2d, Linear, conv_relu, is_plain_inference
 
 
 @pytest.fixture
@@ -118,13 +118,28 @@ def test_convolutions_are_those_of_nn_conv2d(size, bias, memory_format, options)
     torch.manual_seed(0)
     options = {"kernel_size": 1, "padding": 1 if "kernel_size" in options else 0} | options
     theirs = nn.Conv2d(96, 128, bias=bias, **options)
-    ours = ReluConv2d(96, 128, bias=bias, **options)
+    ours = Conv2d(96, 128, bias=bias, **options)
     ours.load_state_dict(theirs.state_dict())
     hidden = torch.randn(size).contiguous(memory_format=memory_format)
     with torch.inference_mode():
-        expected, output = theirs(hidden).relu(), ours(hidden)
+        expected, output = theirs(hidden), ours(hidden)
+        rectified = conv_relu(ours, hidden)
     assert output.shape == expected.shape
     assert torch.allclose(output, expected, atol=1e-5)
-    ours(hidden).square().sum().backward()
+    assert torch.allclose(rectified, expected.relu(), atol=1e-5)
+    conv_relu(ours, hidden).square().sum().backward()
     theirs(hidden).relu().square().sum().backward()
     assert torch.equal(ours.weight.grad, theirs.weight.grad)
+
+
+def test_relu_comes_after_what_is_around_a_convolution():
+    """An adapter adds to what the convolution gives, and a hook sees that, not what is left of it after the ReLU."""
+    torch.manual_seed(0)
+    conv, hidden = Conv2d(4, 6, 1), torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    seen = []
+    with torch.inference_mode():
+        around = nn.Sequential(conv, nn.Hardtanh(-5, 0.1))
+        assert torch.allclose(conv_relu(around, hidden), around(hidden).relu(), atol=1e-6)
+        with conv.register_forward_hook(lambda module, inputs, output: seen.append(output.min().item())):
+            conv_relu(conv, hidden)
+    assert seen[0] < 0

@@ -84,7 +84,8 @@ def test_adapters_alone_are_saved_and_loaded(tmp_path, small_inputs, tower):
     by_peft = PeftModel.from_pretrained(HfClapModel.from_pretrained(base), tmp_path / "adapter").eval()
     assert_close(outputs(by_peft, small_inputs), expected)
     with by_peft.disable_adapter():
-        assert_close(outputs(by_peft, small_inputs), untouched)
+        # where nothing is around a convolution, Cnn14 folds the norm after it
+        assert_close(outputs(by_peft, small_inputs), untouched, tolerance=1e-5)
     # transformers' own way: the adapter's folder names its base
     assert_close(outputs(HfClapModel.from_pretrained(tmp_path / "adapter").eval(), small_inputs), expected)
 

@@ -70,6 +70,7 @@ def test_every_file_of_the_model_travels(pushed):
         "attention.py",
         "configuration_hf_clap.py",
         "feature_extraction_hf_clap.py",
+        "folded_conv.py",
         "linear.py",
         "losses.py",
         "modeling_audio_tower.py",

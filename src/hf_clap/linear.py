@@ -29,30 +29,37 @@ def through_onednn(model: nn.Module) -> nn.Module:
     return model
 
 
-class ReluConv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d):
     """
-    `nn.Conv2d` and the ReLU after it. Where `Linear` goes through oneDNN they are one pass over memory, and kernels of
-    1x1 on channels-last features are what they are, one linear layer at every place: oneDNN's own convolution packs
-    its weights anew at each call (a tenth of MobileNetV1's time at 36 patches, a third at 9).
+    `nn.Conv2d` through oneDNN where `Linear` is, and with the ReLU after it on request. Kernels of 1x1 on
+    channels-last features are then what they are, one linear layer at every place: oneDNN's own convolution packs its
+    weights anew at each call (a tenth of MobileNetV1's time at 36 patches, a third at 9).
     """
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return conv2d_relu(hidden, self.weight, self.bias, self.stride, self.padding, self.groups)
+    def kernel(self, hidden: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """The weights to convolve with, and the padding."""
+        return self.weight, self.padding
+
+    def forward(self, hidden: torch.Tensor, relu: bool = False) -> torch.Tensor:
+        (weight, padding), stride = self.kernel(hidden), self.stride
+        if not is_plain_inference(hidden, weight):
+            hidden = F.conv2d(hidden, weight, self.bias, stride, padding, groups=self.groups)
+            return F.relu(hidden, inplace=True) if relu else hidden
+        then = "relu" if relu else "none"
+        is_linear = (weight.shape[2:], stride, padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
+        if is_linear and hidden.is_contiguous(memory_format=torch.channels_last):
+            places = hidden.permute(0, 2, 3, 1)  # (batch, height, width, channels), a view
+            return _onednn_linear(places, weight.flatten(1), self.bias, then).permute(0, 3, 1, 2)
+        return torch.ops.mkldnn._convolution_pointwise(
+            hidden, weight, self.bias, padding, stride, self.dilation, self.groups, then, [], ""
+        )
 
 
-def conv2d_relu(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Any, padding: Any, groups: int
-) -> torch.Tensor:
-    """A convolution and a ReLU, as `ReluConv2d`."""
-    if not is_plain_inference(hidden, weight):
-        return F.relu(F.conv2d(hidden, weight, bias, stride, padding, groups=groups), inplace=True)
-    is_linear = (weight.shape[2:], stride, padding, groups) == ((1, 1), (1, 1), (0, 0), 1)
-    if is_linear and hidden.is_contiguous(memory_format=torch.channels_last):
-        places = hidden.permute(0, 2, 3, 1)  # (batch, height, width, channels), a view
-        return _onednn_linear(places, weight.flatten(1), bias, "relu").permute(0, 3, 1, 2)
-    return torch.ops.mkldnn._convolution_pointwise(
-        hidden, weight, bias, padding, stride, (1, 1), groups, "relu", [], ""
-    )
+def conv_relu(conv: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """`relu(conv(hidden))`, in one pass if the convolution is ours: an adapter around it adds to what comes before."""
+    if isinstance(conv, Conv2d) and not conv._forward_hooks:
+        return conv(hidden, relu=True)
+    return F.relu(conv(hidden), inplace=True)
 
 
 def _onednn_linear(

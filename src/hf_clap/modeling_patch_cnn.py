@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_hf_clap import HfClapPatchCnnConfig
-from .linear import ReluConv2d, conv2d_relu
+from .linear import Conv2d, conv_relu
 from .modeling_audio_tower import HfClapAudioTower
 
 # Patches put through the CNN at a time on a CPU: more leave its cache, fewer pay for repacking the weights (measured).
@@ -25,19 +26,18 @@ class PatchCnnOutput(BaseModelOutputWithPooling):
     step_mask: torch.Tensor | None = None
 
 
-class SameReluConv2d(nn.Conv2d):
-    """3x3 convolution with TensorFlow's SAME padding, then ReLU: stride 2 pads even input at the far side only."""
+class SameConv2d(Conv2d):
+    """3x3 convolution with TensorFlow's SAME padding: with stride 2 and even input it pads at the far side only."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int = 1):
-        super().__init__(in_channels, out_channels, 3, stride, padding=1, groups=groups)
+        super().__init__(in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0, groups=groups)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
-        if self.stride[0] == 2:
-            # padded at both sides, a kernel with zeros at the near side reads what SAME does, without a padded copy
-            height, width = hidden.shape[-2:]
-            weight = F.pad(weight, (1 - width % 2, 0, 1 - height % 2, 0))
-        return conv2d_relu(hidden, weight, self.bias, self.stride, self.padding, self.groups)
+    def kernel(self, hidden: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        if self.stride[0] == 1:
+            return self.weight, self.padding
+        # padded at both sides, a kernel with zeros at its near side reads what SAME does, without a padded copy
+        height, width = hidden.shape[-2:]
+        return F.pad(self.weight, (1 - width % 2, 0, 1 - height % 2, 0)), (1, 1)
 
 
 class DepthwiseSeparableConv(GradientCheckpointingLayer):
@@ -45,11 +45,11 @@ class DepthwiseSeparableConv(GradientCheckpointingLayer):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.depthwise = SameReluConv2d(in_channels, in_channels, stride, groups=in_channels)
-        self.pointwise = ReluConv2d(in_channels, out_channels, 1)
+        self.depthwise = SameConv2d(in_channels, in_channels, stride, groups=in_channels)
+        self.pointwise = Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.pointwise(self.depthwise(hidden))
+        return conv_relu(self.pointwise, conv_relu(self.depthwise, hidden))
 
 
 class HfClapPatchCnnModel(HfClapAudioTower):
@@ -79,7 +79,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
 
     def __init__(self, config: HfClapPatchCnnConfig):
         super().__init__(config)
-        self.stem = SameReluConv2d(1, config.stem_channels, stride=2)
+        self.stem = SameConv2d(1, config.stem_channels, stride=2)
         self.layers = nn.ModuleList(
             DepthwiseSeparableConv(in_channels, out_channels, stride)
             for in_channels, out_channels, stride in zip(
@@ -168,7 +168,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
     def _encode_piece(self, patches: torch.Tensor) -> torch.Tensor:
         # channels last: 1.3 to 1.6 times as fast. The layers keep it; that the one channel comes last must be in its
         # strides, where it makes no difference to the values.
-        hidden = self.stem(patches[:, 0, :, :, None].permute(0, 3, 1, 2))
+        hidden = conv_relu(self.stem, patches[:, 0, :, :, None].permute(0, 3, 1, 2))
         for layer in self.layers:
             hidden = layer(hidden)
         return hidden.mean(dim=(2, 3))

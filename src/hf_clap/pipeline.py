@@ -43,11 +43,12 @@ class HfClapPipeline:
 
     def __init__(self, model: HfClapModel | HfClapOnnxModel, processor: HfClapProcessor, batch_size: int = 8):
         _check_positive_int("batch_size", batch_size)
-        self.model: Any = model.eval()
+        runnable: Any = model.eval()
+        self.model = runnable
         self.processor = processor
         self.batch_size = batch_size
         embedder: type[Embedder] = OnnxEmbedder if isinstance(model, HfClapOnnxModel) else Embedder
-        self.embedder = embedder(self.model, processor, batch_size)
+        self.embedder = embedder(runnable, processor, batch_size)
         self._label_embeds: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
 
     @property
