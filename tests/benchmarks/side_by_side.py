@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional as F
 from tqdm import tqdm
 
 # The C library then gives freed memory back at once, so that peaks are those of memory in use.
@@ -112,6 +113,17 @@ def memory(field: str) -> float:
     """Of this process, in GiB: `VmRSS`, what it holds, or `VmHWM`, the most that it held. Linux counts in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+
+
+def agree_embeddings(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference in float32, which may be 1e-4; in other precisions 1 - the least cosine, at most 1e-3."""
+    if mine.dtype == torch.float32:
+        difference = (mine - theirs).abs().max().item()
+        assert difference < 1e-4, f"the towers disagree by {difference}"
+        return difference
+    distance = 1 - F.cosine_similarity(mine.float(), theirs).min().item()
+    assert distance <= 1e-3, f"the least cosine is {1 - distance}"
+    return distance
 
 
 def summary(

@@ -7,10 +7,9 @@ Tokenizing is part of it. transformers gets all prompts as one batch padded to t
 1e-4, in bfloat16 with a cosine of at least 0.999.
 """
 
-import torch
 import transformers
 from clap_pair import TEMPLATE, labels, pair_folder
-from side_by_side import Comparison, Run, main
+from side_by_side import Comparison, Run, agree_embeddings, main
 from torch.nn import functional as F
 
 import hf_clap
@@ -35,20 +34,12 @@ def ours(dtype: str) -> Run:
     return lambda: embed_texts(model, processor, PROMPTS)
 
 
-def agree(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    if mine.dtype == torch.float32:
-        difference = (mine - theirs).abs().max().item()
-        assert difference < 1e-4, f"the towers disagree by {difference}"
-        return difference
-    distance = 1 - F.cosine_similarity(mine.float(), theirs).min().item()
-    assert distance <= 1e-3, f"the least cosine is {1 - distance}"
-    return distance
-
-
 if __name__ == "__main__":
     contenders = {"transformers": peer}
     comparisons = []
     for dtype in ("float32", "bfloat16"):
         contenders[f"hf_clap, {dtype}"] = lambda dtype=dtype: ours(dtype)
-        comparisons.append(Comparison(f"text tower, 50 prompts, {dtype}", f"hf_clap, {dtype}", "transformers", agree))
+        comparisons.append(
+            Comparison(f"text tower, 50 prompts, {dtype}", f"hf_clap, {dtype}", "transformers", agree_embeddings)
+        )
     main(__doc__, contenders, comparisons)

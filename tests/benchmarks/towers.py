@@ -9,7 +9,7 @@ In float32 outputs must agree to 1e-4, in bfloat16 their cosines must be at leas
 
 import torch
 import transformers
-from side_by_side import Comparison, Run, main
+from side_by_side import Comparison, Run, agree_embeddings, main
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,16 +77,6 @@ def cnn14(batch: int, dtype: torch.dtype) -> Run:
     return lambda: tower(features).pooler_output
 
 
-def agree(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    if mine.dtype == torch.float32:
-        difference = (mine - theirs).abs().max().item()
-        assert difference < 1e-4, f"the towers disagree by {difference}"
-        return difference
-    distance = 1 - F.cosine_similarity(mine.float(), theirs).min().item()
-    assert distance <= 1e-3, f"the least cosine is {1 - distance}"
-    return distance
-
-
 if __name__ == "__main__":
     contenders, comparisons = {}, []
     for name, make_peer, make, peer_name in (
@@ -100,5 +90,5 @@ if __name__ == "__main__":
                 label = f"{str(dtype).removeprefix('torch.')}, batch {batch}"
                 ours = f"hf_clap, {name}, {label}"
                 contenders[ours] = lambda make=make, batch=batch, dtype=dtype: make(batch, dtype)
-                comparisons.append(Comparison(f"{name}, {label}", ours, peer, agree))
+                comparisons.append(Comparison(f"{name}, {label}", ours, peer, agree_embeddings))
     main(__doc__, contenders, comparisons)
