@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .linear import is_plain_inference
+from .linear import is_plain_inference, onednn_linear
 
 SAMPLE = 64
 
@@ -104,8 +104,7 @@ def _product(hidden: torch.Tensor, folded: Folded, conv: nn.Conv2d) -> torch.Ten
     padded = F.pad(hidden.permute(0, 2, 3, 1), (0, 0, horizontal, horizontal, vertical, vertical))
     around = padded.unfold(1, conv.kernel_size[0], 1).unfold(2, conv.kernel_size[1], 1)
     around = around.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (batch, height, width, kernel height * width * channels)
-    product = torch.ops.mkldnn._linear_pointwise(around, folded.weight, folded.bias, "relu", [], "")
-    return product.permute(0, 3, 1, 2)
+    return onednn_linear(around, folded.weight, folded.bias, "relu").permute(0, 3, 1, 2)
 
 
 def _places(conv: nn.Conv2d) -> tuple[Any, ...]:

@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 class Linear(nn.Linear):
     """
-    `nn.Linear` that goes through oneDNN where it may: at inference in float32 on a CPU, in plain eager execution.
-    There PyTorch takes MKL, whose kernels are slower on CPUs of other makers (HTS-AT as a whole gains a tenth to a
-    quarter on AMD's). PyTorch's own switch for it would change the user's whole process.
+    `nn.Linear` that goes through oneDNN where it may: at inference on a CPU, in plain eager execution, in float32 or
+    in bfloat16 that the CPU has. There PyTorch takes MKL for float32, whose kernels are slower on CPUs of other makers
+    (HTS-AT as a whole gains a tenth to a quarter on AMD's). PyTorch's own switch for it would change the user's whole
+    process.
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if is_plain_inference(hidden, self.weight):
-            return _onednn_linear(hidden, self.weight, self.bias)
+            return onednn_linear(hidden, self.weight, self.bias)
         return super().forward(hidden)
 
 
@@ -43,13 +44,13 @@ class Conv2d(nn.Conv2d):
     def forward(self, hidden: torch.Tensor, relu: bool = False) -> torch.Tensor:
         (weight, padding), stride = self.kernel(hidden), self.stride
         if not is_plain_inference(hidden, weight):
-            hidden = F.conv2d(hidden, weight, self.bias, stride, padding, groups=self.groups)
+            hidden = F.conv2d(hidden, weight, self.bias, stride, padding, self.dilation, self.groups)
             return F.relu(hidden, inplace=True) if relu else hidden
         then = "relu" if relu else "none"
         is_linear = (weight.shape[2:], stride, padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
         if is_linear and hidden.is_contiguous(memory_format=torch.channels_last):
             places = hidden.permute(0, 2, 3, 1)  # (batch, height, width, channels), a view
-            return _onednn_linear(places, weight.flatten(1), self.bias, then).permute(0, 3, 1, 2)
+            return onednn_linear(places, weight.flatten(1), self.bias, then).permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
             hidden, weight, self.bias, padding, stride, self.dilation, self.groups, then, [], ""
         )
@@ -62,9 +63,10 @@ def conv_relu(conv: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return F.relu(conv(hidden), inplace=True)
 
 
-def _onednn_linear(
+def onednn_linear(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none"
 ) -> torch.Tensor:
+    """A linear layer, then "none" or "relu"; the weight may be one that oneDNN has packed."""
     return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, then, [], "")  # as torch.compile does
 
 
@@ -100,7 +102,7 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     try:
         with torch.no_grad():
             if not (
-                nothing_rewrites(hidden) and torch.equal(_onednn_linear(hidden, weight, bias), torch.full((1, 1), 4.0))
+                nothing_rewrites(hidden) and torch.equal(onednn_linear(hidden, weight, bias), torch.full((1, 1), 4.0))
             ):
                 return ()
             return (

@@ -69,7 +69,7 @@ def main(
     transformers.logging.set_verbosity_error()
     if options.peak_of:
         run = contenders[options.peak_of]()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is held now
+        forget_peak()
         run()
         print(json.dumps(memory("VmHWM")))
         return
@@ -113,6 +113,12 @@ def memory(field: str) -> float:
     """Of this process, in GiB: `VmRSS`, what it holds, or `VmHWM`, the most that it held. Linux counts in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+
+
+def forget_peak() -> float:
+    """Let the peak begin anew, at what is held now, which is returned."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
 
 
 def agree_embeddings(mine: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from side_by_side import GIVE_BACK, forget_peak, memory
 from tqdm import tqdm
 
 import hf_clap
 
 CHECKPOINTED = "hf_clap, gradient checkpointing"
 NAMES = ("transformers", "hf_clap", CHECKPOINTED, f"{CHECKPOINTED}, micro-batches of 4")
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
 TOKENS = 32
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
     seconds = {name: [step["seconds"] for step in steps] for name, steps in take_turns(arguments, {}).items()}
     held = take_turns(argparse.Namespace(**vars(arguments) | {"rounds": 1}), GIVE_BACK)
-    memory = {kind: {name: steps[0][kind] for name, steps in held.items()} for kind in ("peak_gb", "step_gb")}
+    peaks = {kind: {name: steps[0][kind] for name, steps in held.items()} for kind in ("peak_gb", "step_gb")}
     print(f"batch {arguments.batch_size}, {arguments.threads} threads, torch {torch.__version__}, transformers "
           f"{transformers.__version__}")  # fmt: skip
     print(f"{'':52} {'pairs/s':>8} {'ratio':>14} {'peak GB':>8} {'ratio':>6} {'step GB':>8} {'ratio':>6}")
@@ -56,10 +56,10 @@ def main() -> None:
         speed = arguments.batch_size / statistics.median(seconds[name])
         ratios = [peer / ours for peer, ours in zip(seconds[NAMES[0]], seconds[name], strict=True)]
         columns = [f"{speed:8.2f} {statistics.median(ratios):4.2f} {min(ratios):.2f}-{max(ratios):.2f}"]
-        columns += [f"{of[name]:8.2f} {of[name] / of[NAMES[0]]:6.2f}" for of in memory.values()]
+        columns += [f"{of[name]:8.2f} {of[name] / of[NAMES[0]]:6.2f}" for of in peaks.values()]
         print(f"{name:52} {' '.join(columns)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"seconds": seconds, **memory}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"seconds": seconds, **peaks}, indent=2) + "\n")
 
 
 def take_turns(arguments: argparse.Namespace, environment: dict[str, str]) -> dict[str, list[dict]]:
@@ -121,18 +121,6 @@ def work(name: str, batch_size: int) -> None:
         seconds = time.perf_counter() - start
         peak = memory("VmHWM")
         print(json.dumps({"seconds": seconds, "peak_gb": peak, "step_gb": peak - before}), flush=True)
-
-
-def memory(field: str) -> float:
-    """Of this process, in GiB; Linux counts in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
-
-
-def forget_peak() -> float:
-    """Let the peak begin anew, at what is held now, which is returned."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
 
 
 def make_model(name: str) -> torch.nn.Module:
