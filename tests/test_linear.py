@@ -5,7 +5,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_clap.linear import ONEDNN_DTYPES, Conv2d, Linear, conv_relu, is_plain_inference
+from hf_clap.linear import ONEDNN_DTYPES, Conv2d, Linear, conv_relu, has_onednn, is_plain_inference
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def test_strided_input_is_read_right(layers):
 
 def test_where_onednn_may_be_used(layers):
     hidden, weight = torch.randn(3, 96), layers[0].weight
+    assert has_onednn(hidden, weight)
     assert not is_plain_inference(hidden, weight)  # gradients are wanted
     with torch.no_grad():
         assert is_plain_inference(hidden, weight)
@@ -92,11 +93,40 @@ def test_weights_with_a_will_of_their_own_are_obeyed(layers):
         assert torch.allclose(ours(hidden).as_subclass(torch.Tensor), 2 * theirs(hidden), atol=1e-5)
 
 
-def test_gradients_are_those_of_nn_linear(layers):
-    hidden = torch.randn(3, 96)
+@pytest.mark.parametrize("shape", [(96,), (5, 96), (2, 64, 3, 96), (0, 96)])
+@pytest.mark.parametrize("frozen", ["nothing", "weight", "bias", "hidden", "weight and hidden"])
+def test_gradients_are_those_of_nn_linear(layers, shape, frozen):
+    hidden = torch.randn(shape)
+    gradients = []
     for layer in layers:
-        layer(hidden).square().sum().backward()
-    assert torch.equal(layers[0].weight.grad, layers[1].weight.grad)
+        leaves = {"weight": layer.weight, "bias": layer.bias, "hidden": hidden.clone().requires_grad_()}
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name not in frozen)
+        layer(leaves["hidden"]).transpose(0, -1).square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves.values()])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_gradients_of_gradients_are_those_of_nn_linear(layers):
+    """As penalties on gradients need."""
+    hidden = torch.randn(5, 96, requires_grad=True)
+    penalties = []
+    for layer in layers:
+        (gradient,) = torch.autograd.grad(layer(hidden).square().sum(), hidden, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), (hidden, layer.weight)))
+    for ours, theirs in zip(*penalties, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_frozen_weights_keep_no_input(layers):
+    """Activations of a frozen layer under an adapter are not held until the backward pass."""
+    layers[0].requires_grad_(False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda t: t):
+        layers[0](torch.randn(5, 96, requires_grad=True))
+    assert saved == [layers[0].weight.shape]
 
 
 def test_compiled_and_exported_graphs_hold_a_plain_linear(layers):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .linear import is_plain_inference
+from .linear import is_eager_on_cpu
 
 
 class HeadsAttention(nn.Module):
@@ -47,7 +47,7 @@ class HeadsAttention(nn.Module):
         shape = (*query.shape[:2], -1, self.head_dim)
         query, key, value = (heads.view(shape).transpose(1, 2) for heads in (query, key, value))
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and is_plain_inference(query, key):
+        if implementation == "sdpa" and is_eager_on_cpu(query):
             implementation = "eager"  # products of matrices: PyTorch's kernel for CPUs takes half as long again
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = dropout if self.training else 0.0

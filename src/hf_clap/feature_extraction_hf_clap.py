@@ -399,7 +399,7 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 def _may_be_written(waveform: torch.Tensor) -> bool:
     """Whether its log-mel may be computed in place: on a CPU, where nobody wants gradients or rewrites operators."""
-    return waveform.device.type == "cpu" and not waveform.requires_grad and nothing_rewrites(waveform)
+    return not waveform.requires_grad and nothing_rewrites(waveform)
 
 
 class Band(NamedTuple):

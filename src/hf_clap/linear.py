@@ -10,16 +10,41 @@ from torch.nn import functional as F
 
 class Linear(nn.Linear):
     """
-    `nn.Linear` that goes through oneDNN where it may: at inference on a CPU, in plain eager execution, in float32 or
-    in bfloat16 that the CPU has. There PyTorch takes MKL for float32, whose kernels are slower on CPUs of other makers
-    (HTS-AT as a whole gains a tenth to a quarter on AMD's). PyTorch's own switch for it would change the user's whole
-    process.
+    `nn.Linear` that goes through oneDNN where it may: on a CPU, in plain eager execution, in float32 or in bfloat16
+    that the CPU has. There PyTorch takes MKL for float32, whose kernels are slower on CPUs of other makers (HTS-AT as
+    a whole gains a tenth to a quarter on AMD's). PyTorch's own switch for it would change the user's whole process.
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if is_plain_inference(hidden, self.weight):
-            return onednn_linear(hidden, self.weight, self.bias)
-        return super().forward(hidden)
+        if not has_onednn(hidden, self.weight):
+            return super().forward(hidden)
+        if torch.is_grad_enabled():
+            return _LinearWithGradients.apply(hidden, self.weight, self.bias)
+        return onednn_linear(hidden, self.weight, self.bias)
+
+
+class _LinearWithGradients(torch.autograd.Function):
+    """
+    `F.linear` in training: forward and the input's gradient through oneDNN. The weights' gradient stays with MKL, as
+    oneDNN would want both factors copied into another order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        wants_input, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(hidden if wants_weight else None, weight if wants_input else None)
+        return onednn_linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        linear = F.linear if torch.is_grad_enabled() else onednn_linear  # of a gradient that has a gradient itself
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            None if weight is None else linear(gradient, weight.T, None),
+            None if hidden is None else rows.T @ hidden.reshape(-1, hidden.shape[-1]),
+            rows.sum(dim=0) if ctx.needs_input_grad[2] else None,
+        )
 
 
 def through_onednn(model: nn.Module) -> nn.Module:
@@ -71,11 +96,15 @@ def onednn_linear(
 
 
 def is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether it is float32, or bfloat16 that this CPU has, computed as written and without gradients of any kind."""
+    """Whether oneDNN may compute it, and without gradients."""
+    return not torch.is_grad_enabled() and has_onednn(hidden, weight)
+
+
+def has_onednn(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether it is float32, or bfloat16 that this CPU has, computed as written."""
     return (
-        not torch.is_grad_enabled()
-        and type(weight) in (nn.Parameter, torch.Tensor)
-        and hidden.device.type == weight.device.type == "cpu"
+        type(weight) in (nn.Parameter, torch.Tensor)
+        and weight.device.type == "cpu"
         and hidden.dtype == weight.dtype
         and hidden.dtype in ONEDNN_DTYPES
         and bool(torch.backends.mkldnn.enabled)
@@ -84,10 +113,15 @@ def is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def nothing_rewrites(tensor: torch.Tensor) -> bool:
-    """Whether operators on it run as they are called: no autocast, compiler, tensor class or transform is at work."""
+    """Whether operators on it run on a CPU as they are called, in its own precision."""
+    return is_eager_on_cpu(tensor) and not torch.is_autocast_enabled("cpu")
+
+
+def is_eager_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether operators on it run on a CPU one by one: no compiler, tensor class or transform is at work."""
     return (
         type(tensor) is torch.Tensor
-        and not torch.is_autocast_enabled("cpu")
+        and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from .linear import is_plain_inference
+from .linear import nothing_rewrites
 
 # Clips that go through a tower at a time on a CPU: what lies between its layers then stays in the cache (measured).
 CPU_CLIPS = 4
@@ -31,15 +31,15 @@ class HfClapAudioTower(PreTrainedModel):
 
     @staticmethod
     def _in_pieces(
-        encode: Callable[..., torch.Tensor], input_features: torch.Tensor, *others: torch.Tensor | None
+        encode: Callable[..., torch.Tensor], hidden: torch.Tensor, *others: torch.Tensor | None
     ) -> torch.Tensor:
-        """`encode` of inputs that have an entry for each clip: at inference on a CPU for a few clips at a time."""
-        if not is_plain_inference(input_features, input_features) or len(input_features) <= CPU_CLIPS:
-            return encode(input_features, *others)
+        """`encode` of inputs that have an entry for each clip, on a CPU for a few clips at a time."""
+        if not nothing_rewrites(hidden) or len(hidden) <= CPU_CLIPS:
+            return encode(hidden, *others)
         pieces = [None if other is None else other.split(CPU_CLIPS) for other in others]
         return torch.cat(
             [
-                encode(features, *(None if piece is None else piece[index] for piece in pieces))
-                for index, features in enumerate(input_features.split(CPU_CLIPS))
+                encode(part, *(None if piece is None else piece[index] for piece in pieces))
+                for index, part in enumerate(hidden.split(CPU_CLIPS))
             ]
         )

@@ -301,13 +301,19 @@ class HfClapHtsatModel(HfClapAudioTower):
             raise ValueError("HTS-AT takes windows of one length; set the feature extractor's min_length_s to None.")
         input_features = self._checked(input_features, self.input_norm.weight.dtype)
         is_longer = self._check_longer(input_features, is_longer)
-        steps = self._in_pieces(self._encode, input_features, is_longer)
+        if self.training:  # batch norms learn from all clips at once
+            steps = self._encode(input_features, is_longer)
+        else:
+            steps = self._in_pieces(self._encode, input_features, is_longer)
         return BaseModelOutputWithPooling(last_hidden_state=steps, pooler_output=steps.mean(dim=1))
 
     def _encode(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
         """(batch, channels, frames, mels) -> (batch, steps, hidden)"""
         normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
-        hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
+        return self._in_pieces(self._encode_patches, self.patch_embed(self._to_image(normalized), is_longer))
+
+    def _encode_patches(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, patches, dim) -> (batch, steps, hidden)"""
         for stage in self.stages:
             hidden = stage(hidden)
         # the image's rows are pieces of time, one under the other, and in each piece the bins of the spectrum

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("features", "towers", "text", "tagging")
+SCRIPTS = ("features", "towers", "text", "tagging", "training_step")
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """
-A training step: hf_clap against transformers' `ClapModel`, the same HTS-AT and RoBERTa, fp32, AdamW.
+A training step: hf_clap against transformers' `ClapModel`, the same HTS-AT and RoBERTa, AdamW as Trainer has it.
 
     python tests/benchmarks/training_step.py [--batch-size 16] [--rounds 5] [--threads 2] [--json RESULT.json]
 
 Each model lives in a process of its own, so that its peak memory is its own; they take their steps in turns. A step is
 forward, loss, backward and optimizer on 10 s of audio (1001 frames) and 32 tokens a pair, random weights. transformers
-computes its own loss, which has no audio -> text part.
+computes its own loss, which has no audio -> text part. Weights are float32; with bf16 autocast is on, as Trainer's
+`bf16=True` does.
 
 "step GB" is the peak during a step above what the process holds between steps: interpreter, weights, AdamW's moments.
 It is measured in further steps for which the C library is told to give freed memory back at once, so that the peaks
@@ -29,7 +30,12 @@ from tqdm import tqdm
 import hf_clap
 
 CHECKPOINTED = "hf_clap, gradient checkpointing"
-NAMES = ("transformers", "hf_clap", CHECKPOINTED, f"{CHECKPOINTED}, micro-batches of 4")
+PEER = "transformers"
+# those that are in memory at the same time
+GROUPS = (
+    (PEER, "hf_clap", CHECKPOINTED, f"{CHECKPOINTED}, micro-batches of 4"),
+    (PEER, "transformers, bf16", "hf_clap, bf16"),
+)
 TOKENS = 32
 
 
@@ -39,30 +45,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the result here too")
-    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=sorted({*GROUPS[0], *GROUPS[1]}), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.worker:
         work(arguments.worker, arguments.batch_size)
         return
 
-    seconds = {name: [step["seconds"] for step in steps] for name, steps in take_turns(arguments, {}).items()}
-    held = take_turns(argparse.Namespace(**vars(arguments) | {"rounds": 1}), GIVE_BACK)
-    peaks = {kind: {name: steps[0][kind] for name, steps in held.items()} for kind in ("peak_gb", "step_gb")}
     print(f"batch {arguments.batch_size}, {arguments.threads} threads, torch {torch.__version__}, transformers "
           f"{transformers.__version__}")  # fmt: skip
     print(f"{'':52} {'pairs/s':>8} {'ratio':>14} {'peak GB':>8} {'ratio':>6} {'step GB':>8} {'ratio':>6}")
-    for name in NAMES:
-        speed = arguments.batch_size / statistics.median(seconds[name])
-        ratios = [peer / ours for peer, ours in zip(seconds[NAMES[0]], seconds[name], strict=True)]
-        columns = [f"{speed:8.2f} {statistics.median(ratios):4.2f} {min(ratios):.2f}-{max(ratios):.2f}"]
-        columns += [f"{of[name]:8.2f} {of[name] / of[NAMES[0]]:6.2f}" for of in peaks.values()]
-        print(f"{name:52} {' '.join(columns)}")
+    rows = [row for names in GROUPS for row in compare(names, arguments)]
     if arguments.json:
-        arguments.json.write_text(json.dumps({"seconds": seconds, **peaks}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def take_turns(arguments: argparse.Namespace, environment: dict[str, str]) -> dict[str, list[dict]]:
+def compare(names: tuple[str, ...], arguments: argparse.Namespace) -> list[dict]:
+    """Prints a line for each model, and returns those of ours and of the peer in another precision."""
+    seconds = {
+        name: [step["seconds"] for step in steps] for name, steps in take_turns(names, arguments.rounds, arguments, {})
+    }
+    held = dict(take_turns(names, 1, arguments, GIVE_BACK))
+    peaks = {kind: {name: steps[0][kind] for name, steps in held.items()} for kind in ("peak_gb", "step_gb")}
+    rows = []
+    for name in names:
+        speed = arguments.batch_size / statistics.median(seconds[name])
+        ratios = [peer / ours for peer, ours in zip(seconds[PEER], seconds[name], strict=True)]
+        columns = [f"{speed:8.2f} {statistics.median(ratios):4.2f} {min(ratios):.2f}-{max(ratios):.2f}"]
+        columns += [f"{of[name]:8.2f} {of[name] / of[PEER]:6.2f}" for of in peaks.values()]
+        print(f"{name:52} {' '.join(columns)}", flush=True)
+        row = {"name": f"training step, {name}", "ours": name, "peer": PEER, "ratio": statistics.median(ratios)}
+        rows.append(row | {"least": min(ratios), "most": max(ratios), "seconds": seconds[name], **peaks})
+    return rows[1:]
+
+
+def take_turns(
+    names: tuple[str, ...], rounds: int, arguments: argparse.Namespace, environment: dict[str, str]
+) -> list[tuple[str, list[dict]]]:
     """The steps of each model, after one to warm up."""
     words = [sys.executable, __file__, "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads)]
     workers = {
@@ -73,12 +92,12 @@ def take_turns(arguments: argparse.Namespace, environment: dict[str, str]) -> di
             text=True,
             env=os.environ | environment,
         )
-        for name in NAMES
+        for name in names
     }
     for worker in workers.values():
         answer(worker)  # ready
-    steps = {name: [] for name in NAMES}
-    for number in tqdm(range(arguments.rounds + 1), desc="rounds", disable=None):
+    steps = {name: [] for name in names}
+    for number in tqdm(range(rounds + 1), desc="rounds", disable=None):
         for name, worker in workers.items():
             worker.stdin.write("step\n")
             worker.stdin.flush()
@@ -88,7 +107,7 @@ def take_turns(arguments: argparse.Namespace, environment: dict[str, str]) -> di
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    return steps
+    return list(steps.items())
 
 
 def answer(worker: subprocess.Popen) -> dict:
@@ -106,16 +125,21 @@ def work(name: str, batch_size: int) -> None:
         "input_ids": torch.randint(5, 50000, (batch_size, TOKENS), generator=generator),
         "attention_mask": torch.ones(batch_size, TOKENS, dtype=torch.long),
     }
+    longer = torch.zeros(batch_size, 1, dtype=torch.bool)
     model = make_model(name).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # adamw_torch_fused
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name)
     print(json.dumps({"parameters": sum(parameter.numel() for parameter in model.parameters())}), flush=True)
     for _ in sys.stdin:
         before = forget_peak()
         start = time.perf_counter()
-        if name == "transformers":
-            model(**batch, is_longer=torch.zeros(batch_size, 1, dtype=torch.bool), return_loss=True).loss.backward()
+        if "transformers" in name:
+            with autocast:
+                loss = model(**batch, is_longer=longer, return_loss=True).loss
+            loss.backward()
         else:
-            hf_clap.contrastive_step(model, batch, micro_batch_size=4 if "micro" in name else None)
+            with autocast:
+                hf_clap.contrastive_step(model, batch, micro_batch_size=4 if "micro" in name else None)
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - start
@@ -125,7 +149,7 @@ def work(name: str, batch_size: int) -> None:
 
 def make_model(name: str) -> torch.nn.Module:
     text = {"vocab_size": 50265, "max_position_embeddings": 514}
-    if name == "transformers":
+    if "transformers" in name:
         return transformers.ClapModel(transformers.ClapConfig(text_config=text))
     config = hf_clap.HfClapConfig(
         text_config={"model_type": "roberta", **text},
