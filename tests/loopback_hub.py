@@ -287,7 +287,7 @@ def loopback_hub(folder, cut=None, fail=None):
         def take_object(self, oid, size):
             """The body of an upload, whose address is its permission, as it is at the Hub's storage."""
             left = min(int(self.headers["Content-Length"]), cut.get(oid, 2**63))
-            repositories.objects.mkdir(exist_ok=True)
+            repositories.objects.mkdir(parents=True, exist_ok=True)
             temporary = repositories.objects / f"{oid}.{threading.get_ident()}.new"
             digest = hashlib.sha256()
             with temporary.open("wb") as file:

@@ -231,11 +231,11 @@ def test_the_command_line(traced, tmp_path, capfd):
 
 
 def test_int8_is_near(traced, tiny_onnx, processor, tmp_path, capfd):
-    """Measured: cosines of 0.9999 for sounds, of 0.979 to 0.9998 for texts, in 39 MB instead of 108."""
+    """Measured: cosines of 0.9999 for sounds, of 0.979 to 0.9998 for texts, in 41 MB instead of 112."""
     folder = tmp_path / "int8"
     assert main(["export", str(folder), "--format", "onnx", "--int8"]) == 0
     assert capfd.readouterr().err.count("\n") == 1
-    assert sum(path.stat().st_size for path in folder.glob("*.onnx*")) < 40e6
+    assert sum(path.stat().st_size for path in folder.glob("*.onnx*")) < 42e6
     small = hf_clap.HfClapOnnxModel.from_pretrained(folder)
     waveforms, tokens = sounds(32000, 16000), processor(text=[*TEXTS, "church bells", "a dog"])
     audio = (small.encode_audio(waveforms) * tiny_onnx.encode_audio(waveforms)).sum(dim=-1)
@@ -358,4 +358,4 @@ def test_waveforms_that_cannot_be_used(tiny_onnx):
         tiny_onnx.encode_audio([torch.zeros(160001)])
     with pytest.raises(hf_clap.AudioError, match="no samples"):
         tiny_onnx.encode_audio([torch.zeros(0)])
-    assert tiny_onnx.encode_audio([]).shape == (0, 521)
+    assert tiny_onnx.encode_audio([]).shape == (0, 553)

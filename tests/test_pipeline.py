@@ -247,9 +247,9 @@ def test_labels_are_encoded_anew_after_training():
     before = tagger(noise(), LABELS, sampling_rate=RATE)
     tagger.model.train()
     with torch.no_grad():
-        tagger.model.text_projection.prototypes.mul_(torch.linspace(-1, 1, 521)[:, None].sign())
+        tagger.model.text_projection.prototypes.mul_(torch.linspace(-1, 1, 1499)[:, None].sign())
         after_step = tagger(noise(), LABELS, sampling_rate=RATE)
-        tagger.model.text_projection.prototypes.data = torch.ones(521, 384).cumsum(dim=0).sin()
+        tagger.model.text_projection.prototypes.data = torch.ones(1499, 384).cumsum(dim=0).sin()
     assert before != after_step != tagger(noise(), LABELS, sampling_rate=RATE)
     after = tagger(noise(), LABELS, sampling_rate=RATE)
     assert not tagger.model.training
@@ -354,7 +354,8 @@ def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
     with pytest.raises(AudioError, match=r"broken\.wav"):
         tiny_tagger(inputs, LABELS)
     results = tiny_tagger(iter([files[0], files[1], str(broken), files[2]]), LABELS)
-    assert [next(results), next(results)] == tiny_tagger(files[:2], LABELS)  # what came before it is not lost
+    for expected in tiny_tagger(files[:2], LABELS):  # what came before it is not lost
+        assert_same_scores(next(results), expected, 1e-6)
     with pytest.raises(AudioError, match=r"broken\.wav"):
         next(results)
     inputs += [{"bytes": "abc"}, {"path": 3}, {"array": noise() * 1e30, "sampling_rate": RATE}]

@@ -88,7 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         "--model", default=TINY, help="folder or Hub id of a hf_clap checkpoint (default: the bundled one)"
     )
     tag.add_argument("--top-k", type=int, help="how many labels to print for each file (default: all)")
-    tag.add_argument("--threshold", type=float, help="least score to print, 0 to 1")
+    tag.add_argument(
+        "--threshold",
+        type=_threshold,
+        help="least score to print, 0 to 1, or, with --multi-label, model: the checkpoint's own",
+    )
     tag.add_argument("--multi-label", action="store_true", help="score each label on its own")
     tag.add_argument("--timestamps", action="store_true", help="score window by window")
     tag.add_argument("--window", type=float, metavar="S", help="length of these windows in s (default: 2)")
@@ -208,6 +212,13 @@ def _find_audio(names: list[str]) -> Iterator[str]:
             yield from found_by_glob
         else:
             yield name
+
+
+def _threshold(text: str) -> float | str:
+    try:
+        return text if text == "model" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible; pass a number from 0 to 1, or model.") from error
 
 
 def _read_labels(options: argparse.Namespace) -> list[str] | str:

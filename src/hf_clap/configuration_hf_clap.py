@@ -215,6 +215,10 @@ class HfClapConfig(PreTrainedConfig):
         loss (`str`, defaults to `"softmax"`): what `return_loss=True` computes, `softmax` or `sigmoid`, which wants a
             `logit_bias_init_value` too (-10 in its paper).
         concept_labels (`list[str]`, *optional*): the names of the `concept` projection's dimensions.
+        multi_label_threshold (`float`, *optional*): the score, in [0, 1], from which the pipeline takes a label to be
+            present where it is called with `multi_label=True, threshold="model"`.
+        num_prototypes (`int`, *optional*): texts of known meaning in the `concept` projection, `projection_dim` by
+            default.
         classifier_dropout (`float`, defaults to 0.0): dropout before the classifier of `HfClapForAudioClassification`,
             in training.
 
@@ -247,6 +251,8 @@ class HfClapConfig(PreTrainedConfig):
     logit_scale_text_value: float | int | None = None
     loss: Literal["softmax", "sigmoid"] = "softmax"
     concept_labels: list[str] | None = None
+    multi_label_threshold: float | int | None = None
+    num_prototypes: int | None = None
     classifier_dropout: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -136,7 +136,7 @@ class Embedder:
     >>> embedder = Embedder(tagger.model, tagger.processor)
     >>> [[siren, missing]] = embedder.clips([["examples/audio/siren.flac", "examples/audio/none.flac"]])
     >>> siren.pooled.shape, siren.embed.shape, type(missing).__name__
-    ((1024,), (521,), 'FileNotFoundError')
+    ((1024,), (553,), 'FileNotFoundError')
 
     ```
     """

@@ -118,6 +118,47 @@ def chance(metric: str, targets: np.ndarray) -> float:
     return float(np.mean((harmonic + (positive - 1) / max(clips - 1, 1) * (clips - harmonic)) / clips))
 
 
+class Reliability(NamedTuple):
+    """How far scores can be taken for probabilities, in bins of equal width."""
+
+    error: float  # the expected calibration error: the mean over scores of |score - share that is right| in their bins
+    score: np.ndarray  # (bins,) mean in each; NaN in bins without scores
+    share: np.ndarray  # (bins,) of what is right
+    count: np.ndarray  # (bins,)
+
+
+def reliability(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> Reliability:
+    """
+    Compare scores with how often they are right (Guo et al. 2017, section 2).
+
+    Args:
+        scores: `(predictions,)`, between 0 and 1.
+        right: `(predictions,)` booleans.
+        bins: of equal width, from 0 to 1.
+
+    Returns:
+        Reliability: the expected calibration error and what a reliability diagram shows.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_clap.metrics import reliability
+
+    >>> round(reliability(np.array([0.9, 0.9, 0.2, 0.2]), np.array([True, False, False, False])).error, 3)
+    0.3
+
+    ```
+    """
+    index = np.minimum((scores * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(index, scores, bins) / count
+        share = np.bincount(index, right, bins) / count
+    error = float(np.nansum(count * np.abs(mean - share)) / count.sum())
+    return Reliability(error, mean, share, count)
+
+
 def bootstrap_interval(measures: Sequence[tuple[int, Weighted]], seed: int) -> tuple[float, float]:
     """
     The 95 % interval of a metric over other draws of as many clips from where these came (percentile bootstrap).

@@ -112,8 +112,10 @@ class HfClapPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ConceptAudioProjection):
             init.zeros_(module.log_weight)
+            init.zeros_(module.center)
         elif isinstance(module, ConceptTextProjection):
             init.normal_(module.prototypes)
+            init.copy_(module.values, torch.eye(*module.values.shape))
             init.constant_(module.inverse_temperature, 12.0)
         elif isinstance(module, HfClapModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)

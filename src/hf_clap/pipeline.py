@@ -69,7 +69,8 @@ class HfClapPipeline:
             hypothesis_template (`str` or `list[str]`): sentence with `{}` for the label, or several, whose embeddings
                 are averaged; `"this is a sound of {}"` when absent.
             top_k (`int`, *optional*): how many labels to return, best first; all when absent.
-            threshold (`float`, *optional*): least score to return, in [0, 1].
+            threshold (`float` or `"model"`, *optional*): least score to return, in [0, 1]; with `"model"` and
+                `multi_label` the checkpoint's own, `config.multi_label_threshold`.
             multi_label (`bool`, defaults to `False`): score each label on its own (sigmoid) instead of against the
                 others (softmax).
             return_timestamps (`bool`, defaults to `False`): score window by window.
@@ -114,7 +115,7 @@ class HfClapPipeline:
         *,
         hypothesis_template: str | Sequence[str] = DEFAULT_TEMPLATE,
         top_k: int | None = None,
-        threshold: float | None = None,
+        threshold: float | str | None = None,
         multi_label: bool = False,
         return_timestamps: bool = False,
         window_s: float | None = None,
@@ -137,8 +138,7 @@ class HfClapPipeline:
             raise TypeError("iterate takes several inputs; pass a list, or call the pipeline itself with one.")
         if top_k is not None:
             _check_positive_int("top_k", top_k)
-        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-            raise ValueError(f"threshold={threshold!r} is not possible; scores lie between 0 and 1.")
+        least_score = self._least_score(threshold, multi_label)
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error={on_error!r} is not possible; choose "raise" or "return".')
         labels = _check_labels(candidate_labels)
@@ -153,7 +153,7 @@ class HfClapPipeline:
         def results() -> Iterator[Any]:
             for clip in self._clips(inputs, sampling_rate, window, hop):
                 if clip.error is None:
-                    yield self._score(clip, labels, label_embeds, top_k, threshold, multi_label, return_timestamps)
+                    yield self._score(clip, labels, label_embeds, top_k, least_score, multi_label, return_timestamps)
                 elif on_error == "raise":
                     raise clip.error
                 else:
@@ -181,7 +181,7 @@ class HfClapPipeline:
         labels: list[str],
         label_embeds: torch.Tensor,
         top_k: int | None,
-        threshold: float | None,
+        least_score: float,
         multi_label: bool,
         return_timestamps: bool,
     ) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ class HfClapPipeline:
         predictions = []
         for row, (row_best, row_order) in enumerate(zip(best.tolist(), order.tolist(), strict=True)):
             for score, index in zip(row_best, row_order, strict=True):
-                if threshold is not None and score < threshold:
+                if score < least_score:
                     continue
                 prediction = {"label": labels[index], "score": score}
                 if return_timestamps:
@@ -201,6 +201,19 @@ class HfClapPipeline:
                     prediction["timestamp"] = (start / self.sampling_rate, end / self.sampling_rate)
                 predictions.append(prediction)
         return predictions
+
+    def _least_score(self, threshold: float | str | None, multi_label: bool) -> float:
+        if threshold is None:
+            return 0.0
+        if threshold == "model":
+            own: float | None = self.model.config.multi_label_threshold
+            if own is None or not multi_label:
+                reason = "the model has none" if multi_label else "the model's is for multi_label=True"
+                raise ValueError(f'threshold="model" is not possible, as {reason}; pass a number from 0 to 1.')
+            return own
+        if not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+            raise ValueError(f"threshold={threshold!r} is not possible; scores lie between 0 and 1.")
+        return threshold
 
     def _window_and_hop(self, window_s: float | None, hop_s: float | None) -> tuple[int, int]:
         longest_s = self.processor.feature_extractor.max_length_s

@@ -131,6 +131,26 @@ def plot_classes(output: Path, title: str, values: Mapping[str, float], metric: 
     _save(figure, output)
 
 
+def plot_reliability(output: Path, curves: Mapping[str, tuple[float, np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """
+    Draw reliability diagrams side by side, as a PNG: scores on the diagonal are as often right as they say.
+
+    Args:
+        output: the file to write; it appears when it is complete.
+        curves: by title, each as `hf_clap.metrics.reliability` gives it.
+    """
+    figure = Figure(figsize=(4.2 * len(curves), 4.4), layout="constrained")
+    all_axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (title, (error, score, share, count)) in zip(all_axes, curves.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="dashed")
+        width = 1 / len(count)
+        axes.bar(np.arange(len(count)) * width, share, width, align="edge", color="tab:blue", alpha=0.35)
+        axes.plot(score, share, color="tab:blue", marker="o", markersize=4)
+        axes.set(title=f"{title}\nexpected calibration error {error:.3f}", xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlabel="score", ylabel="share that is right", aspect="equal")
+    _save(figure, output)
+
+
 def _save(figure: Figure, output: Path) -> None:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.png")  # a killed run leaves no half picture behind
     try:

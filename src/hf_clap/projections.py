@@ -52,13 +52,15 @@ class ConceptAudioProjection(nn.Module):
     """
     Audio in the space of named concepts: how present each concept is in the clip. A classifier scores every step, and
     sqrt(max x mean) over time lets a short event count without drowning what lasts. `log_weight` brings concepts that
-    are found in everything (speech, music) down to the others: -0.3 ln(prior) in the bundled checkpoint.
+    are found in everything (speech, music) down to the others: -0.3 ln(prior) in the bundled checkpoint. `center` is
+    what the average clip gives, and is taken away: else texts near to it fit every sound.
     """
 
     def __init__(self, config: HfClapConfig, hidden_size: int):
         super().__init__()
         self.classifier = nn.Linear(hidden_size, config.projection_dim)
         self.log_weight = nn.Parameter(torch.zeros(config.projection_dim))
+        self.center = nn.Parameter(torch.zeros(config.projection_dim))
 
     def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
         # In logarithms and float32: products of small scores vanish otherwise, and their roots have no gradient.
@@ -69,20 +71,27 @@ class ConceptAudioProjection(nn.Module):
         log_scores = log_scores.masked_fill(~step_mask[..., None], -torch.inf)
         log_mean = log_scores.logsumexp(dim=1) - step_mask.sum(dim=1, keepdim=True).log()
         log_pooled = (log_scores.amax(dim=1) + log_mean) / 2  # (batch, concepts)
-        return (log_pooled + self.log_weight).exp().to(output.last_hidden_state.dtype)
+        embeds = F.normalize((log_pooled + self.log_weight).exp(), dim=-1) - self.center
+        return embeds.to(output.last_hidden_state.dtype)
 
 
 class ConceptTextProjection(nn.Module):
-    """Text in the space of named concepts: softmax over its cosine similarities to each concept's prototype."""
+    """
+    Text in the space of named concepts: the mean of what the `prototypes`, texts whose meaning is known, stand for
+    (`values`, which concepts and how much), weighted by a softmax over the cosine similarities of the text to each.
+    Where there is one prototype for each concept, it stands for that concept at first.
+    """
 
     def __init__(self, config: HfClapConfig, hidden_size: int):
         super().__init__()
-        self.prototypes = nn.Parameter(torch.empty(config.projection_dim, hidden_size))
+        count = config.num_prototypes or config.projection_dim
+        self.prototypes = nn.Parameter(torch.empty(count, hidden_size))
+        self.values = nn.Parameter(torch.eye(count, config.projection_dim))
         self.inverse_temperature = nn.Parameter(torch.tensor(12.0))
 
     def forward(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
         similarity = F.normalize(output.pooler_output, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
-        return (self.inverse_temperature * similarity).softmax(dim=-1)
+        return (self.inverse_temperature * similarity).softmax(dim=-1) @ self.values
 
 
 AUDIO_PROJECTIONS: dict[str, Any] = {
