@@ -12,6 +12,7 @@ finished checkpoint. Writes `model_cards/tiny_training.json` and `model_cards/ti
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from hf_clap.plot import plot_reliability
 from hf_clap.prompts import Prompts
 from hf_clap.task_data import find_folders, load_task
 from hf_clap.task_embedding import EmbeddedTask, embed_task
+from hf_clap.task_result import TaskResult
 from hf_clap.tasks import TASKS
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
@@ -58,11 +60,12 @@ def main() -> None:
         models[name] = HfClapModel.from_pretrained(folder)
 
     processor = HfClapProcessor.from_pretrained(TINY)
-    table, curves, errors = {}, {}, {}
+    table, curves, errors, failures = {}, {}, {}, []
     for name, model in models.items():
         embedder = Embedder(model, processor)
         embedded = {task: embed_task(TASKS[task], data, embedder) for task, data in tasks.items()}
-        table[name] = {task: evaluate(clips, embedder, "zero-shot").value for task, clips in embedded.items()}
+        results = {task: evaluate(clips, embedder, "zero-shot") for task, clips in embedded.items()}
+        table[name] = {task: result.value for task, result in results.items()}
         print(name, {task: round(value, 3) for task, value in table[name].items()})
         if name.startswith(("untrained", "all")):
             title = "untrained" if name == "untrained" else "trained"
@@ -70,14 +73,16 @@ def main() -> None:
             kinds = zip(("against each other", "each on its own"), zip(*each.values(), strict=True), strict=True)
             for kind, pairs in kinds:
                 curves[f"{title}, labels {kind}"] = reliability(*map(np.concatenate, zip(*pairs, strict=True)))
+            failures = [failure for result in results.values() for failure in worst_classes(result)]
             errors[title] = {task: [reliability(*pair).error for pair in pairs] for task, pairs in each.items()}
     plot_reliability(CARDS / "tiny_reliability.png", curves)
-    results = {
+    measured = {
         "accuracy": table,
         "calibration_error": {title: curve.error for title, curve in curves.items()},
         "calibration_error_by_task": errors,
+        "failures": failures,
     }
-    (CARDS / "tiny_training.json").write_text(json.dumps(results, indent=2) + "\n")
+    (CARDS / "tiny_training.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -99,6 +104,18 @@ def bundled_without(*ingredients: str) -> HfClapModel:
         kept = text.values.any(dim=1)
         text.values, text.prototypes = nn.Parameter(text.values[kept]), nn.Parameter(text.prototypes[kept])
     return model
+
+
+def worst_classes(result: TaskResult) -> list[dict]:
+    """Classes of which more clips are taken for one other class than are recognised."""
+    failures = []
+    for name, measured in result.per_class.items():
+        predicted = Counter(item["predicted"] for item in result.items if item["label"] == name)
+        (other, count) = predicted.most_common(1)[0]
+        if other != name:
+            row = {"task": result.title, "class": name, "taken_for": other, "clips": count}
+            failures.append(row | {"recognised": predicted[name], "of": measured["clips"]})
+    return failures
 
 
 def calibration(

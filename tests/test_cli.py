@@ -105,6 +105,12 @@ def test_multi_label_and_threshold(folder, capsys):
     )
     (row,) = json.loads(capsys.readouterr().out)
     assert [prediction["score"] for prediction in row["predictions"]] == scores[:1]
+    main([*arguments, "--threshold", "model"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert [prediction["score"] for prediction in row["predictions"]] == [score for score in scores if score >= 0.1]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--threshold", "high"])
+    assert "'high' is not possible; pass a number from 0 to 1, or model" in capsys.readouterr().err
 
 
 def test_plot_is_a_png(folder, tmp_path, capsys):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_score, recall_score
 
-from hf_clap.metrics import WEIGHTED, best_class, bootstrap_interval, chance, classification_metrics, mean_of
+from hf_clap.metrics import (
+    WEIGHTED,
+    best_class,
+    bootstrap_interval,
+    chance,
+    classification_metrics,
+    mean_of,
+    reliability,
+)
 
 CLASSES = ["dog", "rain", "wind", "siren", "bell", "never"]
 
@@ -188,3 +196,20 @@ def test_one_class_alone(multi_label):
     assert measured.per_class["a"]["clips"] == 3
     assert measured.per_class["a"]["recall"] == pytest.approx(2 / 3)
     assert list(measured.per_class) == ["a"]
+
+
+def test_reliability_in_closed_form():
+    scores = np.array([0.05, 0.05, 0.55, 0.55, 0.55, 0.55, 1.0])
+    right = np.array([False, True, True, True, True, False, True])
+    measured = reliability(scores, right, bins=2)
+    assert measured.predictions.tolist() == [2, 5]
+    assert measured.score == pytest.approx([0.05, (4 * 0.55 + 1) / 5])
+    assert measured.share == pytest.approx([0.5, 0.8])
+    assert measured.error == pytest.approx((2 * 0.45 + 5 * (0.8 - 0.64)) / 7)
+
+
+def test_scores_that_are_probabilities_are_reliable():
+    scores = np.random.default_rng(0).uniform(size=200_000)
+    right = np.random.default_rng(1).uniform(size=200_000) < scores
+    assert reliability(scores, right).error < 0.005
+    assert reliability(scores, ~right).error == pytest.approx(0.5, abs=0.01)

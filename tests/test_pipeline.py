@@ -230,6 +230,17 @@ def test_an_hour_takes_little_memory(tmp_path):
     assert peak < 20e6  # the hour at 16 kHz is 230 MB
 
 
+def test_the_models_own_threshold(tiny_tagger, monkeypatch):
+    options = {"sampling_rate": RATE, "multi_label": True}
+    everything = tiny_tagger(noise(), LABELS, **options)
+    assert tiny_tagger.model.config.multi_label_threshold == 0.1
+    monkeypatch.setattr(tiny_tagger.model.config, "multi_label_threshold", everything[1]["score"])
+    assert tiny_tagger(noise(), LABELS, threshold="model", **options) == everything[:2]
+    monkeypatch.setattr(tiny_tagger.model.config, "multi_label_threshold", None)
+    with pytest.raises(ValueError, match="as the model has none; pass a number from 0 to 1"):
+        tiny_tagger(noise(), LABELS, threshold="model", **options)
+
+
 def test_labels_are_encoded_once(tiny_tagger, monkeypatch):
     calls = []
     encode_text = tiny_tagger.model.encode_text
@@ -247,9 +258,10 @@ def test_labels_are_encoded_anew_after_training():
     before = tagger(noise(), LABELS, sampling_rate=RATE)
     tagger.model.train()
     with torch.no_grad():
-        tagger.model.text_projection.prototypes.mul_(torch.linspace(-1, 1, 1499)[:, None].sign())
+        prototypes = tagger.model.text_projection.prototypes
+        prototypes.mul_(torch.linspace(-1, 1, len(prototypes))[:, None].sign())
         after_step = tagger(noise(), LABELS, sampling_rate=RATE)
-        tagger.model.text_projection.prototypes.data = torch.ones(1499, 384).cumsum(dim=0).sin()
+        prototypes.data = torch.ones_like(prototypes).cumsum(dim=0).sin()
     assert before != after_step != tagger(noise(), LABELS, sampling_rate=RATE)
     after = tagger(noise(), LABELS, sampling_rate=RATE)
     assert not tagger.model.training
@@ -307,6 +319,7 @@ def test_five_thousand_labels(tiny_tagger, tiny_model, processor):
         ({"threshold": "0.5"}, ValueError, "threshold='0.5' is not possible"),
         ({"return_timestamps": True, "window_s": "2"}, ValueError, "window_s='2' is not possible"),
         ({"hypothesis_template": None}, ValueError, "None does not say where the label goes"),
+        ({"threshold": "model"}, ValueError, "as the model's is for multi_label=True; pass a number"),
         ({"threshold": 2}, ValueError, "threshold=2 is not possible"),
         ({"topk": 3}, TypeError, "There is no option topk"),
         ({"on_error": "ignore"}, ValueError, "on_error='ignore' is not possible"),

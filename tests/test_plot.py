@@ -9,6 +9,7 @@ from hf_clap.plot import (
     _score_grid,
     plot_classes,
     plot_confusion,
+    plot_reliability,
     plot_timeline,
     plot_training,
 )
@@ -98,3 +99,12 @@ def test_bars_are_as_long_as_the_values_say(tmp_path):
     assert bars[0] == pytest.approx(longest, rel=0.02)  # the best is on top
     assert bars[-1] == pytest.approx(longest * 0.2 / 0.8, rel=0.05)
     assert np.median(bars) == pytest.approx(longest * 0.5 / 0.8, rel=0.05)
+
+
+def test_reliability(tmp_path):
+    nan = float("nan")
+    curve = (0.1, np.array([0.2, nan]), np.array([0.3, nan]), np.array([4, 0]))
+    for name, curves in (("one", {"a": curve}), ("two", {"a": curve, "b": curve})):
+        plot_reliability(tmp_path / f"{name}.png", curves)
+    one, two = (imread(tmp_path / f"{name}.png") for name in ("one", "two"))
+    assert two.shape[1] == 2 * one.shape[1]

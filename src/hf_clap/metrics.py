@@ -124,7 +124,7 @@ class Reliability(NamedTuple):
     error: float  # the expected calibration error: the mean over scores of |score - share that is right| in their bins
     score: np.ndarray  # (bins,) mean in each; NaN in bins without scores
     share: np.ndarray  # (bins,) of what is right
-    count: np.ndarray  # (bins,)
+    predictions: np.ndarray  # (bins,) how many they are
 
 
 def reliability(scores: np.ndarray, right: np.ndarray, bins: int = 10) -> Reliability:
