@@ -13,7 +13,8 @@ the start knows is not forgotten:
 
 Scale and bias of the scores are fitted on clips of a quarter of the clusters, which a first pass leaves out. What the
 tower hears is kept in `--work`, and a run that was killed goes on from there; the rest takes a minute. With the same
-inputs the weights are the same. `evaluate_tiny.py` measures what each ingredient is worth.
+inputs the weights are the same. Then `evaluate_tiny.py` measures what each ingredient is worth, and
+`make_model_cards.py` writes the card.
 """
 
 import argparse
