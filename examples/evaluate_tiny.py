@@ -12,6 +12,7 @@ finished checkpoint. Writes `model_cards/tiny_training.json` and `model_cards/ti
 
 import argparse
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from hf_clap.task_result import TaskResult
 from hf_clap.tasks import TASKS
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+BUNDLED = "all three: the bundled checkpoint"
 AUDIOSET_CLASSES = 521  # of YAMNet: the concepts that the start has
 
 
@@ -53,7 +55,7 @@ def main() -> None:
         "center, thesaurus": bundled_without("concepts"),
         "center, new concepts": bundled_without("thesaurus"),
         "thesaurus, new concepts": bundled_without("center"),
-        "all three: the bundled checkpoint": bundled_without(),
+        BUNDLED: bundled_without(),
     }
     for also in arguments.also:
         name, _, folder = also.partition("=")
@@ -67,8 +69,7 @@ def main() -> None:
         results = {task: evaluate(clips, embedder, "zero-shot") for task, clips in embedded.items()}
         table[name] = {task: result.value for task, result in results.items()}
         print(name, {task: round(value, 3) for task, value in table[name].items()})
-        if name.startswith(("untrained", "all")):
-            title = "untrained" if name == "untrained" else "trained"
+        if title := {"untrained": "untrained", BUNDLED: "trained"}.get(name):
             each = {task: calibration(clips, embedder) for task, clips in embedded.items()}
             kinds = zip(("against each other", "each on its own"), zip(*each.values(), strict=True), strict=True)
             for kind, pairs in kinds:
@@ -82,7 +83,9 @@ def main() -> None:
         "calibration_error_by_task": errors,
         "failures": failures,
     }
-    (CARDS / "tiny_training.json").write_text(json.dumps(measured, indent=2) + "\n")
+    temporary = CARDS / ".tiny_training.json"
+    temporary.write_text(json.dumps(measured, indent=2) + "\n")
+    os.replace(temporary, CARDS / "tiny_training.json")
 
 
 @torch.no_grad()
