@@ -93,6 +93,7 @@ __all__ = [
     "PairError",
     "PairLoader",
     "PairStream",
+    "SoundIndex",
     "as_waveform",
     "contrastive_loss",
     "contrastive_step",
@@ -116,4 +117,8 @@ def __getattr__(name: str) -> Any:
         from . import trainer
 
         return getattr(trainer, name)
+    if name == "SoundIndex":  # needs an extra
+        from .search import SoundIndex
+
+        return SoundIndex
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,6 +54,17 @@ class ArrayCache:
             )
             return {key: load(value) for key, value in filter(None, rows)}
 
+    def having(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that are there."""
+        with self._open() as connection:
+            rows = (connection.execute("SELECT key FROM arrays WHERE key = ?", (key,)).fetchone() for key in keys)
+            return {key for (key,) in filter(None, rows)}
+
+    def keys(self) -> set[str]:
+        """All keys that are there."""
+        with self._open() as connection:
+            return {key for (key,) in connection.execute("SELECT key FROM arrays")}
+
     def put(self, entries: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Keep the arrays of several keys: all of them or, if this fails, none."""
         rows = [

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import io
 import math
@@ -21,6 +22,7 @@ from urllib import parse, request
 import numpy as np
 import soxr
 import torch
+from huggingface_hub.utils.sha import sha_fileobj
 
 from .audio_file import BLOCK_S, Blocks, open_audio_file, read_decoder
 from .waveform import (
@@ -86,6 +88,38 @@ def iter_audio(source: Any, sampling_rate: int, source_rate: int | None = None) 
     with ExitStack() as stack:
         name, rate, blocks = _open(source, source_rate, stack)
         yield from _resample(_mono(name, blocks), rate, target_rate)
+
+
+def audio_sha256(source: Any) -> str:
+    """
+    SHA-256 of a clip as it is stored, in hexadecimal: nothing is decoded.
+
+    Args:
+        source: the path of a file; `datasets` audio that is not decoded, `{"bytes", "path"}`; or an array with its
+            rate, `{"array", "sampling_rate"}`.
+
+    Raises:
+        OSError: if the file cannot be read.
+
+    Example:
+
+    ```python
+    >>> from hf_clap.audio import audio_sha256
+
+    >>> audio_sha256({"bytes": b""})[:8]
+    'e3b0c442'
+
+    ```
+    """
+    if isinstance(source, Mapping) and source.get("array") is not None:
+        samples = np.ascontiguousarray(source["array"])
+        digest = hashlib.sha256(f"{samples.dtype} {samples.shape} {source.get('sampling_rate')} ".encode())
+        digest.update(samples.data)
+        return digest.hexdigest()
+    if isinstance(source, Mapping) and source.get("bytes") is not None:
+        return hashlib.sha256(source["bytes"]).hexdigest()
+    with open(source["path"] if isinstance(source, Mapping) else source, "rb") as file:
+        return sha_fileobj(file).hex()
 
 
 def _mono(name: str, blocks: Blocks) -> Blocks:

@@ -19,26 +19,12 @@ from .audio import iter_audio
 from .checkpoint_file import KINDS
 from .cli_eval import add_card, add_eval
 from .cli_export import add_export
+from .cli_search import add_demo, add_embed, add_search
 from .conversion import convert_checkpoint
 from .conversion_back import BACK, convert_back
+from .corpus import iter_audio_files
 from .pipeline import TINY, pipeline
 from .prompts import DEFAULT_TEMPLATE
-
-AUDIO_SUFFIXES = {
-    ".aac",
-    ".aif",
-    ".aiff",
-    ".flac",
-    ".m4a",
-    ".mp3",
-    ".mp4",
-    ".oga",
-    ".ogg",
-    ".opus",
-    ".wav",
-    ".webm",
-    ".wma",
-}  # what is taken from a folder; a file that is named is read whatever its name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_card(commands)
     add_export(commands)
+    add_embed(commands)
+    add_search(commands)
+    add_demo(commands)
     return parser
 
 
@@ -199,12 +188,10 @@ def _find_audio(names: list[str]) -> Iterator[str]:
         if name.startswith(("http://", "https://")):
             yield name
         elif Path(name).is_dir():
-            found = sorted(
-                path for path in Path(name).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
-            )
+            found = list(iter_audio_files(name))
             if not found:
                 raise ValueError(f"There are no audio files in {name}; name a folder that holds some, or the files.")
-            yield from map(str, found)
+            yield from found
         elif not Path(name).exists() and glob.has_magic(name):
             found_by_glob = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
             if not found_by_glob:

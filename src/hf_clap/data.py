@@ -99,7 +99,7 @@ def load_pairs(
     templates = [template] if isinstance(template, str) else list(template)
     if not templates or not all("{}" in each for each in templates):
         raise PairError(f"template={template!r} needs {{}} where the label goes.")
-    rows = _open(source, split, streaming)
+    rows = open_rows(source, split, streaming)
     columns = Columns.of(rows, audio, caption, label, templates)
     rows.info.features = None  # rows as they are stored: to make them of these types, datasets asks for torchcodec
     return _SourcePairs(
@@ -397,12 +397,12 @@ class _InterleavedPairs(PairStream):
                 yield pair, {"index": index, "streams": list(states)}
 
 
-def _open(source: Any, split: str, streaming: bool) -> Any:
-    """A new `datasets.IterableDataset` with audio as it is stored."""
+def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
+    """A new `datasets.IterableDataset` with audio as it is stored; arguments and errors as of `load_pairs`."""
     try:
         import datasets
     except ImportError as error:
-        raise ImportError('Training data need datasets: run `pip install "hf_clap[train]"`.') from error
+        raise ImportError("Data sets need datasets: run `pip install datasets`.") from error
     if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         if split not in source:
             raise PairError(f"There is no split {split}; pass split=… with one of {', '.join(map(str, source))}.")

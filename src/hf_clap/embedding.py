@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,11 @@ from .processing_hf_clap import HfClapProcessor
 from .waveform import AudioError, iter_windows
 
 TEXT_BATCH_SIZE = 64
+ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version")  # settings that say where a model is from
 LARGEST_BLOCK_BYTES = 31 * 2**20
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -48,6 +52,21 @@ class Clip:
         self.embeds.append(embed)
         if not self.in_all:
             self.spans.append(span)
+
+
+class WindowBatch(NamedTuple):
+    """Windows of several clips that are heard together."""
+
+    clips: list[int]  # whose each window is, by place
+    spans: list[tuple[int, int]]  # in samples at the model's rate
+    inputs: list[Any]  # what `Embedder.hear` takes of each
+
+
+class BrokenClip(NamedTuple):
+    """A clip that cannot be read to its end, and why."""
+
+    clip: int
+    error: Exception
 
 
 class ClipEmbedding(NamedTuple):
@@ -87,6 +106,76 @@ def iter_waveforms(
     else:
         window = window or extractor.max_samples
         yield from iter_windows(blocks, window, hop or window)
+
+
+def window_features(extractor: HfClapFeatureExtractor, waveform: torch.Tensor, as_whole: bool) -> BatchFeature:
+    """What a model hears of a window, a batch of one. Fusion hears the clip `as_whole`."""
+    crop = "fusion" if as_whole and extractor.crop == "fusion" else "start"
+    return extractor(waveform, extractor.sampling_rate, crop=crop)
+
+
+def iter_batches(
+    extractor: HfClapFeatureExtractor,
+    window_input: Callable[[torch.Tensor, bool], Any],
+    sources: Sequence[Any],
+    batch_size: int,
+    source_rate: int | None = None,
+    window: int | None = None,
+    hop: int | None = None,
+) -> Iterator[WindowBatch | BrokenClip]:
+    """
+    Read clips: all that comes before the model, which may be elsewhere.
+
+    Args:
+        extractor: the model's.
+        window_input: makes of a waveform, and of whether it is a clip as a whole, what the model takes.
+        sources: of each clip, audio as `load_audio` takes it, or a function without arguments that fetches it.
+        batch_size: windows that are heard together.
+        source_rate, window, hop: as `iter_waveforms` takes them.
+
+    Yields:
+        WindowBatch | BrokenClip: windows in the order of the clips. Those of a broken clip that were read before are
+        among them.
+    """
+    batch = WindowBatch([], [], [])
+    for number, source in enumerate(sources):
+        try:
+            audio = source() if callable(source) else source
+            for start, waveform in iter_waveforms(extractor, audio, source_rate, window, hop):
+                batch.clips.append(number)
+                batch.spans.append((start, start + len(waveform)))
+                batch.inputs.append(window_input(waveform, window is None))
+                if len(batch.clips) == batch_size:
+                    yield batch
+                    batch = WindowBatch([], [], [])
+        except (AudioError, OSError) as error:
+            yield BrokenClip(number, error)
+    if batch.clips:
+        yield batch
+
+
+def window_and_hop(extractor: HfClapFeatureExtractor, window_s: float | None, hop_s: float | None) -> tuple[int, int]:
+    """
+    Args:
+        extractor: the model's.
+        window_s: length of a window, in seconds; the longest that the model hears at once when absent.
+        hop_s: seconds from one window to the next; a window when absent.
+
+    Returns:
+        tuple[int, int]: both in samples at the extractor's rate.
+
+    Raises:
+        ValueError: for lengths that are not possible.
+    """
+    longest_s = extractor.max_length_s
+    window_s = longest_s if window_s is None else window_s
+    hop_s = window_s if hop_s is None else hop_s
+    if not (isinstance(window_s, (int, float)) and 0 < window_s <= longest_s):
+        raise ValueError(f"window_s={window_s!r} is not possible; the model hears at most {longest_s} s at once.")
+    if not (isinstance(hop_s, (int, float)) and 0 < hop_s <= window_s):
+        raise ValueError(f"hop_s={hop_s!r} is not possible; it must be more than 0 and at most window_s={window_s}.")
+    rate = extractor.sampling_rate
+    return max(1, round(window_s * rate)), max(1, round(hop_s * rate))
 
 
 def embed_windows(model: HfClapModel, windows: Sequence[BatchFeature]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,16 +256,25 @@ class Embedder:
         return self._sha256("")
 
     @cached_property
+    def space_sha256(self) -> str:
+        """Of what must be equal for embeddings to be compared: of all weights in bfloat16, so that it is the same for
+        a checkpoint in float32 and in bfloat16, the configuration and the feature extractor's settings."""
+        return self._sha256("", torch.bfloat16)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Of what decides how clips are embedded: the audio side's weights, both settings, and the device's kind."""
         return self._sha256("audio_") + f" {self.model.device.type} {self.batch_size}"
 
-    def _sha256(self, prefix: str) -> str:
+    def _sha256(self, prefix: str, dtype: torch.dtype | None = None) -> str:
+        """Of weights whose names begin so, as they are or in a dtype, and the settings."""
         digest = hashlib.sha256()
         for settings in (self.model.config.to_diff_dict(), self.processor.feature_extractor.to_dict()):
-            digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
+            settings = _without(ORIGIN if dtype is None else (*ORIGIN, "dtype"), settings)
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in self.model.state_dict().items():
             if name.startswith(prefix):
+                tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -222,13 +320,26 @@ class Embedder:
         Yields:
             list[Clip]: for each group, in order.
         """
+        yield from self.map(lambda group, stopped: self.group(group, source_rate, window, hop, stopped), groups)
+
+    def map(self, function: Callable[[T, Event], R], items: Iterable[T]) -> Iterator[R]:
+        """
+        Run a function in the workers, each of which computes on one core.
+
+        Args:
+            function: of an item and an event; once this is set nobody waits for the result.
+            items: two for each worker are taken in advance.
+
+        Yields:
+            what the function returns of each item, in order.
+        """
         threads = torch.get_num_threads()
         stopped = Event()
-        waiting: deque[Future[list[Clip]]] = deque()
+        waiting: deque[Future[R]] = deque()
         with ThreadPoolExecutor(self.workers, initializer=_start_worker) as pool:
             try:
-                for group in groups:
-                    waiting.append(pool.submit(self.group, group, source_rate, window, hop, stopped))
+                for item in items:
+                    waiting.append(pool.submit(function, item, stopped))
                     while len(waiting) > 2 * self.workers or (waiting and waiting[0].done()):
                         yield waiting.popleft().result()
                 while waiting:
@@ -239,12 +350,12 @@ class Embedder:
                     future.cancel()
                 torch.set_num_threads(threads)  # else threads that start later would take over the workers' one
 
-    def window_input(self, waveform: torch.Tensor, as_whole: bool) -> Any:
-        """What `hear` wants of a window: its features, a batch of one. Fusion hears the clip `as_whole`."""
-        extractor = self.processor.feature_extractor
-        crop = "fusion" if as_whole and extractor.crop == "fusion" else "start"
-        return extractor(waveform, extractor.sampling_rate, crop=crop)
+    @property
+    def window_input(self) -> Callable[[torch.Tensor, bool], Any]:
+        """Makes of a waveform, and of whether it is a clip as a whole, what `hear` takes."""
+        return partial(window_features, self.processor.feature_extractor)
 
+    @torch.inference_mode()
     def hear(self, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the audio tower gives, `(windows, hidden_size)`, and embeddings: float32, on the CPU."""
         # another device than the CPU takes one batch at a time, for its memory's sake
@@ -262,30 +373,16 @@ class Embedder:
     ) -> list[Clip]:
         """The clips of one group, embedded in this thread; arguments as of `windows`. Nobody waits once `stopped`."""
         clips = [Clip(in_all=window is None) for _ in sources]
-        batch: list[tuple[Clip, tuple[int, int], Any]] = []
-        for clip, source in zip(clips, sources, strict=True):
-            try:
-                audio = source() if callable(source) else source
-                windows = iter_waveforms(self.processor.feature_extractor, audio, source_rate, window, hop)
-                for start, waveform in windows:
-                    heard = self.window_input(waveform, as_whole=window is None)
-                    batch.append((clip, (start, start + len(waveform)), heard))
-                    if len(batch) == self.batch_size:
-                        self._add(batch)
-                        if stopped and stopped.is_set():
-                            return []
-            except (AudioError, OSError) as error:
-                clip.error = error
-        if batch:
-            self._add(batch)
+        extractor = self.processor.feature_extractor
+        for part in iter_batches(extractor, self.window_input, sources, self.batch_size, source_rate, window, hop):
+            if stopped and stopped.is_set():
+                return []
+            if isinstance(part, BrokenClip):
+                clips[part.clip].error = part.error
+            else:
+                for clip, *values in zip(part.clips, part.spans, *self.hear(part.inputs), strict=True):
+                    clips[clip].add(*values)
         return clips
-
-    def _add(self, batch: list[tuple[Clip, tuple[int, int], Any]]) -> None:
-        """Embed a batch of windows and hand them to their clips; empties the batch."""
-        pooled, embeds = self.hear([heard for _, _, heard in batch])
-        for (clip, span, _), *values in zip(batch, pooled, embeds, strict=True):
-            clip.add(span, *values)
-        batch.clear()
 
 
 def _start_worker() -> None:
@@ -296,9 +393,8 @@ def _start_worker() -> None:
     torch.empty(LARGEST_BLOCK_BYTES, dtype=torch.uint8)
 
 
-def _without_origin(settings: Any) -> Any:
-    """Settings without where they were loaded from and what wrote them."""
+def _without(names: Sequence[str], settings: Any) -> Any:
+    """Settings, and settings inside them, without those of these names."""
     if not isinstance(settings, dict):
         return settings
-    origin = ("_name_or_path", "_commit_hash", "transformers_version")
-    return {name: _without_origin(value) for name, value in settings.items() if name not in origin}
+    return {name: _without(names, value) for name, value in settings.items() if name not in names}

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,9 @@ class OnnxEmbedder(Embedder):
 
     model: Any
 
-    def window_input(self, waveform: torch.Tensor, as_whole: bool) -> torch.Tensor:
-        return waveform
+    @property
+    def window_input(self) -> Callable[[torch.Tensor, bool], torch.Tensor]:
+        return lambda waveform, as_whole: waveform
 
     def hear(self, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The embeddings, twice."""

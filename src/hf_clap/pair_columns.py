@@ -40,16 +40,11 @@ class Columns(NamedTuple):
     def of(cls, rows: Any, audio: str | None, caption: str | None, label: str | None, templates: list[str]) -> Columns:
         """The columns that are asked for, or those of the usual types and names."""
         features = rows.features
-        columns = list(features if features is not None else next(iter(rows.take(1)), {}))
+        columns = _columns(rows)
         for wanted in (audio, caption, label):
             if wanted is not None and wanted.split(".")[0] not in columns:
                 raise PairError(f"There is no column {wanted}; there are {', '.join(columns) or 'none'}.")
-        if audio is None:
-            typed = [name for name in columns if features and type(features[name]).__name__ == "Audio"]
-            typed = typed or [name for name in columns if name == "audio"]
-            if len(typed) != 1:
-                raise PairError(f"Which column is the audio? Pass audio=… with one of {', '.join(typed or columns)}.")
-            audio = typed[0]
+        audio = audio_column(rows) if audio is None else audio
         if caption is None and label is None:
             caption = next((name for name in CAPTION_COLUMNS if name in columns), None)
             label = next((name for name in LABEL_COLUMNS if name in columns), None)
@@ -78,6 +73,26 @@ class Columns(NamedTuple):
     def of_text(self) -> str:
         """The columns that captions come from, for messages."""
         return " or ".join(name for name in (self.caption, self.label) if name is not None)
+
+
+def audio_column(rows: Any) -> str:
+    """
+    The column of audio of a data set: the one of that type, or else of that name.
+
+    Raises:
+        PairError: if there is none, or several.
+    """
+    columns = _columns(rows)
+    typed = [name for name in columns if rows.features and type(rows.features[name]).__name__ == "Audio"]
+    typed = typed or [name for name in columns if name == "audio"]
+    if len(typed) != 1:
+        raise PairError(f"Which column is the audio? Pass audio=… with one of {', '.join(typed or columns)}.")
+    return typed[0]
+
+
+def _columns(rows: Any) -> list[str]:
+    """Names of the columns; where the data set does not know them, those of its first row."""
+    return list(rows.features if rows.features is not None else next(iter(rows.take(1)), {}))
 
 
 def _one_of(texts: list[str], random: np.random.Generator | None) -> str:
@@ -110,8 +125,7 @@ def read_audio(source: Any, sampling_rate: int, crop_samples: int | None, random
     Raises:
         AudioError, FileNotFoundError: for audio that cannot be read.
     """
-    if path := _remote_path(source):
-        source = {"bytes": _fetch(path), "path": path}
+    source = fetch_audio(source)
     long = max(LONG_CLIP_S * sampling_rate, crop_samples or 0)  # samples
     kept, samples = [], 0
     for block in iter_audio(source, sampling_rate):
@@ -134,12 +148,21 @@ def _remote_path(source: Any) -> str | None:
     return source if remote else None
 
 
-def _fetch(path: str) -> bytes:
+def fetch_audio(source: Any) -> Any:
+    """
+    A row's audio, as `datasets` store it; if it is in an archive or on a server, with its bytes.
+
+    Raises:
+        AudioError: if it cannot be read there.
+    """
+    path = _remote_path(source)
+    if path is None:
+        return source
     import fsspec  # comes with datasets
 
     try:
         with fsspec.open(path, "rb") as file:
-            return file.read()
+            return {"bytes": file.read(), "path": path}
     except (OSError, ValueError) as error:
         name = path.split("::")[0].rpartition("/")[2]  # the rest may hold a password
         raise AudioError(f"{name} cannot be read where it lies ({type(error).__name__}).") from error

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig
 
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
-from .embedding import Clip, Embedder, embed_texts
+from .embedding import Clip, Embedder, embed_texts, window_and_hop
 from .modeling_hf_clap import HfClapModel
 from .onnx_model import HfClapOnnxModel, OnnxEmbedder
 from .processing_hf_clap import HfClapProcessor
@@ -146,7 +146,11 @@ class HfClapPipeline:
             raise ValueError(
                 "window_s and hop_s are for timestamps; pass return_timestamps=True too, or leave them out."
             )
-        window, hop = self._window_and_hop(window_s, hop_s) if return_timestamps else (None, None)
+        window = hop = None
+        if return_timestamps:
+            extractor = self.processor.feature_extractor
+            window_s = min(DEFAULT_WINDOW_S, extractor.max_length_s) if window_s is None else window_s
+            window, hop = window_and_hop(extractor, window_s, hop_s)
         self.model.eval()  # somebody may have trained it since
         label_embeds = self._encode_labels(labels, check_templates(_as_list(hypothesis_template)))
 
@@ -214,18 +218,6 @@ class HfClapPipeline:
         if not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
             raise ValueError(f"threshold={threshold!r} is not possible; scores lie between 0 and 1.")
         return threshold
-
-    def _window_and_hop(self, window_s: float | None, hop_s: float | None) -> tuple[int, int]:
-        longest_s = self.processor.feature_extractor.max_length_s
-        window_s = min(DEFAULT_WINDOW_S, longest_s) if window_s is None else window_s
-        hop_s = window_s if hop_s is None else hop_s
-        if not (isinstance(window_s, (int, float)) and 0 < window_s <= longest_s):
-            raise ValueError(f"window_s={window_s!r} is not possible; the model hears at most {longest_s} s at once.")
-        if not (isinstance(hop_s, (int, float)) and 0 < hop_s <= window_s):
-            raise ValueError(
-                f"hop_s={hop_s!r} is not possible; it must be more than 0 and at most window_s={window_s}."
-            )
-        return max(1, round(window_s * self.sampling_rate)), max(1, round(hop_s * self.sampling_rate))
 
     @torch.inference_mode()
     def _encode_labels(self, labels: list[str], templates: list[str]) -> torch.Tensor:

@@ -27,8 +27,23 @@ def plot_timeline(
         output: the file to write; it appears when it is complete.
         blocks: the waveform in consecutive pieces `(samples,)`, as `iter_audio` gives them.
         sampling_rate: its rate, in Hz.
+        predictions: as `draw_timeline` takes them.
+    """
+    _save(draw_timeline(blocks, sampling_rate, predictions), output)
+
+
+def draw_timeline(blocks: Iterable[np.ndarray], sampling_rate: int, predictions: list[dict[str, Any]]) -> Figure:
+    """
+    Scores of labels over time under the waveform.
+
+    Args:
+        blocks: the waveform in consecutive pieces `(samples,)`, as `iter_audio` gives them.
+        sampling_rate: its rate, in Hz.
         predictions: what the pipeline returns with `return_timestamps=True`. Where windows overlap, the highest score
             is drawn.
+
+    Returns:
+        matplotlib.figure.Figure: the picture.
     """
     low, high, seconds = _envelope(blocks, sampling_rate)
     labels, scores = _score_grid(predictions, seconds)
@@ -49,8 +64,7 @@ def plot_timeline(
     label_axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="time (s)")
     label_axes.hlines(np.arange(len(labels) - 1) + 0.5, 0, seconds, color="white", linewidth=2)
     figure.colorbar(image, ax=label_axes, label="score", aspect=10)
-
-    _save(figure, output)
+    return figure
 
 
 def plot_training(output: Path, logs: Sequence[Mapping[str, float]]) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from huggingface_hub.utils.sha import sha_fileobj
 from tqdm import tqdm
 
 from .array_cache import ArrayCache
+from .audio import audio_sha256
 from .embedding import ClipEmbedding, Embedder
 from .task_data import Clip, TaskData
 from .tasks import Task
@@ -140,13 +140,6 @@ def _embed(
 def _content(clip: Clip) -> str:
     """SHA-256 of a clip's file or samples. One that cannot be opened goes to the embedder all the same, to say why."""
     try:
-        audio = clip.audio()
-        if isinstance(audio, Mapping) and audio.get("array") is not None:
-            samples = np.ascontiguousarray(audio["array"])
-            return sha256_of([str(samples.dtype), samples.shape, samples.tobytes().hex(), audio.get("sampling_rate")])
-        if isinstance(audio, Mapping) and audio.get("bytes") is not None:
-            return hashlib.sha256(audio["bytes"]).hexdigest()
-        with open(audio["path"] if isinstance(audio, Mapping) else audio, "rb") as file:
-            return sha_fileobj(file).hex()
+        return audio_sha256(clip.audio())
     except OSError:
         return f"unreadable {clip.name}"

@@ -1,0 +1,127 @@
+"""A corpus: the recordings of a folder or a data set, one after the other, however many there are."""
+
+import os
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .data import open_rows
+from .pair_columns import audio_column
+
+AUDIO_SUFFIXES = {
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".flac",
+    ".m4a",
+    ".mp3",
+    ".mp4",
+    ".oga",
+    ".ogg",
+    ".opus",
+    ".wav",
+    ".webm",
+    ".wma",
+}  # what is taken from a folder; a file that is named is read whatever its name
+READ_ROWS = 16  # that are taken from a data set at a time
+
+
+class Recording(NamedTuple):
+    """One recording of a corpus."""
+
+    path: (
+        str  # in the folder, with / between folders; in a data set the row's number, and / and its name if it has one
+    )
+    audio: Any  # as `load_audio` takes it, or as `datasets` store it
+
+
+class Corpus:
+    """
+    Recordings in a fixed order; each iteration goes through all of them.
+
+    Args:
+        source: a folder, which is searched through for audio files; one audio file; or what `load_pairs` takes: a Hub
+            id, Parquet shards, WebDataset tars or a data set of `datasets`, which are streamed.
+        split: of a data set.
+
+    Raises:
+        ValueError: if there is no audio.
+        OSError: if there is no such source.
+        ImportError: for a data set, where `datasets` is not installed.
+
+    Example:
+
+    ```python
+    >>> from hf_clap.corpus import Corpus
+
+    >>> corpus = Corpus("examples/audio")
+    >>> corpus.total, next(iter(corpus)).path
+    (8, 'bird_singing.flac')
+
+    ```
+    """
+
+    def __init__(self, source: Any, split: str = "train"):
+        self.source, self.split = source, split
+        self.folder: Path | None = None  # where paths of files begin
+        self.total: int | None = None  # recordings, where that is known
+        named = Path(source) if isinstance(source, (str, PathLike)) else None
+        if named is not None and named.is_dir() and next(iter_audio_files(named), None):
+            self.folder = named
+        elif named is not None and named.is_file() and named.suffix.lower() in AUDIO_SUFFIXES:
+            self.folder = named.parent
+        if self.folder is None:
+            self._rows, self._column, self.total = _open_data_set(source, split)
+        else:
+            self.total = sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Recording]:
+        if self.folder is None:
+            yield from self._from_rows()
+        else:
+            named = Path(self.source)
+            for path in iter_audio_files(named) if named.is_dir() else [str(named)]:
+                yield Recording(Path(path).relative_to(self.folder).as_posix(), path)
+
+    def _from_rows(self) -> Iterator[Recording]:
+        batches = self._rows.iter(batch_size=READ_ROWS)
+        for number, audio in enumerate(audio for batch in batches for audio in batch[self._column]):
+            name = audio.get("path") if isinstance(audio, dict) else None
+            yield Recording(f"{number}/{os.path.basename(name)}" if name else str(number), audio)
+
+
+def iter_audio_files(folder: str | PathLike[str]) -> Iterator[str]:
+    """
+    Paths of the audio files in a folder and those in it, by name: folder after folder, so that few are in memory.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and os.path.isfile(path):
+                yield path
+
+
+def _open_data_set(source: Any, split: str) -> tuple[Any, str, int | None]:
+    """Rows as they are stored, the column of audio, and how many rows there are, if that is known."""
+    known = getattr(source, "num_rows", None)
+    try:
+        rows = open_rows(source, split)
+    except (ValueError, OSError) as error:
+        raise OSError(
+            f"{source!r} is neither a folder with audio files in it nor a data set ({str(error).rstrip('.')}); check "
+            "the name."
+        ) from error
+    column = audio_column(rows)
+    if known is None and rows.info.splits and split in rows.info.splits:
+        known = rows.info.splits[split].num_examples
+    rows.info.features = None  # rows as they are stored: to make them of these types, datasets asks for torchcodec
+    return rows, column, known or None
