@@ -134,3 +134,10 @@ def test_views_come_back_as_they_look(tmp_path):
     cache.put({"key": arrays})
     for name, array in cache.get(["key"])["key"].items():
         assert np.array_equal(array, arrays[name])
+
+
+def test_which_keys_are_there(tmp_path):
+    cache = ArrayCache(tmp_path / "cache.sqlite")
+    cache.put({key: {"x": np.ones(1)} for key in "abc"})
+    assert cache.having(["a", "c", "d"]) == {"a", "c"}
+    assert cache.all_keys() == {"a", "b", "c"}

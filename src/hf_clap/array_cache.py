@@ -60,7 +60,7 @@ class ArrayCache:
             rows = (connection.execute("SELECT key FROM arrays WHERE key = ?", (key,)).fetchone() for key in keys)
             return {key for (key,) in filter(None, rows)}
 
-    def keys(self) -> set[str]:
+    def all_keys(self) -> set[str]:
         """All keys that are there."""
         with self._open() as connection:
             return {key for (key,) in connection.execute("SELECT key FROM arrays")}

@@ -115,12 +115,12 @@ def _open_data_set(source: Any, split: str) -> tuple[Any, str, int | None]:
     known = getattr(source, "num_rows", None)
     try:
         rows = open_rows(source, split)
+        column = audio_column(rows)
     except (ValueError, OSError) as error:
         raise OSError(
-            f"{source!r} is neither a folder with audio files in it nor a data set ({str(error).rstrip('.')}); check "
-            "the name."
+            f"{source!r} is neither a folder with audio files in it nor a data set of sounds "
+            f"({str(error).rstrip('.')}); check the name."
         ) from error
-    column = audio_column(rows)
     if known is None and rows.info.splits and split in rows.info.splits:
         known = rows.info.splits[split].num_examples
     rows.info.features = None  # rows as they are stored: to make them of these types, datasets asks for torchcodec

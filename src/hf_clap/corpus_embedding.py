@@ -6,6 +6,7 @@ each recording. One process does one after the other; the three may also run on 
 `examples/embed_ray.py` has them.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -254,7 +255,7 @@ def write_groups(writer: IndexWriter, groups: Iterable[list[EmbeddedRecording]],
             for recording in group:
                 if recording.error is not None:
                     first_error = first_error or recording.error
-                    tqdm.write(f"{recording.path}: {recording.error}", file=progress.fp)
+                    tqdm.write(f"{recording.path}: {recording.error}", file=sys.stderr)
             progress.set_postfix(kept=writer.kept, failed=writer.failed, refresh=False)
             progress.update(len(group))
     if not writer.recordings:

@@ -129,14 +129,21 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
 
     def play(moments: list[dict[str, Any]], chosen: gr.SelectData) -> tuple[int, np.ndarray]:
         moment = moments[chosen.index[0]]
-        path = PurePosixPath(moment["path"])
-        if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
-            raise gr.Error(f"{path.name} is not at hand, so it cannot be played.", print_exception=False)
+        file = _inside(folder, moment["path"])
+        if file is None:
+            raise gr.Error(f"{moment['path']} is not at hand, so it cannot be played.", print_exception=False)
         start, end = (round(second * tagger.sampling_rate) for second in moment["timestamp"])
-        return tagger.sampling_rate, load_audio(folder / path, tagger.sampling_rate)[start:end]
+        return tagger.sampling_rate, load_audio(file, tagger.sampling_rate)[start:end]
 
     gr.on([button.click, query.submit], search, [query, audio, count], [found, moments])
     found.select(play, moments, player)
+
+
+def _inside(folder: Path, path: str) -> Path | None:
+    """A recording in the folder, if it is there; an index that somebody else made may name anything."""
+    parts = PurePosixPath(path)
+    file = folder / parts
+    return file if not parts.is_absolute() and ".." not in parts.parts and file.is_file() else None
 
 
 def _read(path: str, sampling_rate: int) -> np.ndarray:

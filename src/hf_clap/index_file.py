@@ -151,17 +151,13 @@ class IndexWriter:
 
     def all_known(self) -> set[str]:
         """All such keys, for other machines."""
-        return self._journal.keys()
+        return self._journal.all_keys()
 
     def add(self, group: Sequence[EmbeddedRecording]) -> None:
         """The next recordings of the corpus, which were embedded together: a later run finds all of them or none."""
-        kept = self._journal.get(recording.key for recording in group if recording.spans is None)
-        recording: Any
-        for recording in group:
-            if recording.error is not None:
-                self.failed += 1
-                self._failures.write(json.dumps({"path": recording.path, "error": recording.error}) + "\n")
-                continue
+        readable: list[Any] = [recording for recording in group if recording.error is None]
+        kept = self._journal.get(recording.key for recording in readable if recording.spans is None)
+        for recording in readable:
             if recording.spans is None:
                 self.kept += 1
                 recording = recording._replace(**kept[recording.key])
@@ -170,6 +166,10 @@ class IndexWriter:
             self.recordings += 1
             self.windows += len(recording.spans)
             self._rows.append(recording)
+        for recording in group:
+            if recording.error is not None:
+                self.failed += 1
+                self._failures.write(json.dumps({"path": recording.path, "error": recording.error}) + "\n")
         if time.monotonic() - self._written > JOURNAL_EVERY_S:
             self._write_journal()
         if sum(len(recording.spans) for recording in self._rows) >= ROW_GROUP_ROWS:
@@ -203,11 +203,13 @@ class IndexWriter:
 
     def _check(self, before: IndexInfo) -> None:
         """That an index which is there may be replaced: it took long to make."""
-        for field, name in {"space_sha256": "full_model", "window_s": "", "hop_s": "", "source": ""}.items():
+        names = {"space_sha256": "model", "window_s": "window_s", "hop_s": "hop_s", "source": "source"}
+        for field, name in names.items():
             if getattr(before, field) != getattr(self.info, field):
+                had, has = (getattr(info, "full_model" if name == "model" else field) for info in (before, self.info))
                 raise ValueError(
-                    f"{self.output} was made with {field.split('_')[0]} {getattr(before, name or field)}, and this is "
-                    f"{getattr(self.info, name or field)}; choose another name, or delete the file."
+                    f"{self.output} was made with {name}={had}, and this is {has}; choose another name, or delete the "
+                    "file."
                 )
 
     def _journal_index(self) -> None:
