@@ -260,6 +260,7 @@ def test_the_wheel_holds_the_package_and_the_checkpoint(tmp_path):
     (wheel,) = tmp_path.glob("hf_clap-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"hf_clap/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*") if path.is_file()}
+    expected |= {f"hf_clap/example_sounds/{path.name}" for path in (ROOT / "examples" / "audio").iterdir()}
     assert {name for name in expected if "__pycache__" not in name} == {
         name for name in names if "dist-info" not in name
     }

@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     raise ImportError('Indexes of sounds need pyarrow: run `pip install "hf_clap[search]"`.') from error
 
-ROW_GROUP_ROWS = 8192  # so many rows are in memory at a time
+ROW_GROUP_ROWS = 4096  # so many rows are in memory at a time
 JOURNAL_EVERY_S = 1.0
 METADATA_KEY = b"hf_clap"
 

@@ -1,26 +1,32 @@
 """
-Does anything slow down or grow? Embedding from a hundred to ten thousand clips, tagging from ten to 5,000 labels.
+Does anything slow down or grow? Embedding from a hundred to ten thousand clips, and as many files into an index as
+`hf-clap embed` does it, tagging from ten to 5,000 labels.
 
     python tests/benchmarks/growth.py [--clips 10000] [--threads 2] [--json RESULT.json]
 
-The clips are two-second arrays made as they are asked for, the model is the bundled checkpoint. Clips/s and the memory
-held are printed for each thousand; labels are encoded before the time is taken, as in every call after the first.
+The clips are two-second arrays made as they are asked for, the files are of one second, the model is the bundled
+checkpoint. Clips/s and the memory held are printed for each thousand; labels are encoded before the time is taken, as
+in every call after the first.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from clap_pair import labels
 from side_by_side import memory
 from tqdm import tqdm
 
 import hf_clap
+from hf_clap import corpus_embedding
+from hf_clap.corpus import Corpus
 from hf_clap.embedding import Embedder
 
 RATE, SECONDS, GROUP = 16000, 2, 8
@@ -36,7 +42,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tagger = hf_clap.pipeline(device="cpu")
-    result = {"clips": embed(tagger, options.clips), "labels": tag(tagger, options.rounds)}
+    result = {
+        "clips": embed(tagger, options.clips),
+        "files": index_files(tagger, options.clips),
+        "labels": tag(tagger, options.rounds),
+    }
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -52,21 +62,43 @@ def embed(tagger: hf_clap.HfClapPipeline, clips: int) -> list[dict]:
     embedder = Embedder(tagger.model, tagger.processor)
     for _ in embedder.clips(groups(100)):  # warm up
         pass
-    rows, done, start = [], 0, time.perf_counter()
-    marks = [mark for mark in (100, *range(1000, clips + 1, 1000)) if mark <= clips]
-    since = 0
-    for group in tqdm(embedder.clips(groups(clips)), total=clips // GROUP, desc="groups", disable=None):
+    rows: list[dict] = []
+    for _ in marked(tqdm(embedder.clips(groups(clips)), total=clips // GROUP, desc="groups", disable=None), rows):
+        pass
+    print_rows("clips", rows)
+    return rows
+
+
+def index_files(tagger: hf_clap.HfClapPipeline, files: int) -> list[dict]:
+    rows: list[dict] = []
+    write_groups = corpus_embedding.write_groups
+    corpus_embedding.write_groups = lambda writer, groups, total: write_groups(writer, marked(groups, rows), total)
+    with tempfile.TemporaryDirectory() as folder:
+        generator = np.random.default_rng(0)
+        for number in range(files):
+            soundfile.write(f"{folder}/{number:06}.wav", generator.normal(0, 0.1, RATE), RATE, subtype="PCM_16")
+        corpus_embedding.embed_corpus(Corpus(folder), f"{folder}/sounds.parquet", tagger.embedder)
+    corpus_embedding.write_groups = write_groups
+    print_rows("files", rows)
+    return rows
+
+
+def marked(groups: Iterable[list], rows: list[dict]) -> Iterator[list]:
+    """The groups; for each thousand of their clips there comes a row with its speed."""
+    done, since, start = 0, 0, time.perf_counter()
+    for group in groups:
         done += len(group)
-        if done >= marks[0]:
+        yield group
+        if done >= (100 if not rows else len(rows) * 1000):
             now = time.perf_counter()
-            rows.append({"clips": marks.pop(0), "clips_per_second": (done - since) / (now - start)})
+            rows.append({"clips": done, "clips_per_second": (done - since) / (now - start)})
             rows[-1]["held_gb"] = memory("VmRSS")
             since, start = done, now
-            if not marks:
-                break
+
+
+def print_rows(kind: str, rows: list[dict]) -> None:
     for row in rows:
-        print(f"to {row['clips']:6} clips {row['clips_per_second']:8.1f} clips/s  holds {row['held_gb']:.2f} GB")
-    return rows
+        print(f"to {row['clips']:6} {kind} {row['clips_per_second']:8.1f} clips/s  holds {row['held_gb']:.2f} GB")
 
 
 def tag(tagger: hf_clap.HfClapPipeline, rounds: int) -> list[dict]:
