@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,22 +145,22 @@ def test_killed_half_way_and_run_again(library, unbroken, embedder, tmp_path, de
         "def slowly(self, group):\n"
         "    add(self, group)\n"
         "    print('added', flush=True)\n"
-        "    time.sleep(0.3)\n"
+        "    time.sleep(1)\n"
         "index_file.IndexWriter.add = slowly\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, "embed", library, "-o", output, "--window", "1"]
     killed = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    groups = random.randint(1, 4)  # of five; anew each time
+    groups = random.randint(1, 3)  # of five; anew each time
     for _ in range(groups):
         killed.stdout.readline()
-    time.sleep(0.15)  # the group is kept by now, the next one is not there yet
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not output.exists()
     [journal] = tmp_path.glob(".sounds.parquet.*.journal")
     done = {key.split("/")[-1].split(" ")[-1] for key in ArrayCache(journal).all_keys()}
-    assert len(done) == 8 * groups
+    assert len(done) in (8 * groups, 8 * groups + 8)  # the machine may be slow to kill it
+    assert len(done) < CLIPS
 
     finished = embed_corpus(Corpus(library), output, embedder, window_s=1.0)
     assert (finished.recordings, finished.kept, finished.failed) == (CLIPS, len(done), 0)

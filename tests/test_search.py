@@ -96,13 +96,14 @@ def test_faiss_finds_what_exact_search_finds(vectors, vector_index, tiny_tagger,
 
 
 def test_faiss_of_other_rows_is_made_anew(tiny_tagger, tmp_path):
-    output = write_vectors(tmp_path / "x.parquet", tiny_tagger, random_vectors(500))
+    output = write_vectors(tmp_path / "x [1].parquet", tiny_tagger, random_vectors(500))
     SoundIndex(output, tiny_tagger, approximate=True)
-    [first] = tmp_path.glob("x.*.faiss")
+    [first] = tmp_path.glob("x*.faiss")
     write_vectors(output, tiny_tagger, random_vectors(600, seed=2))
     index = SoundIndex(output, tiny_tagger, approximate=True)
-    [second] = tmp_path.glob("x.*.faiss")
+    [second] = tmp_path.glob("x*.faiss")
     assert first != second
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x [1].parquet.lock", second.name, output.name]
     query = random_vectors(600, seed=2)[590].astype(np.float32)
     assert index.nearest(query[None], 1)[1].item() == 590
 

@@ -102,6 +102,7 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
 
     library = SoundIndex(index, tagger)
     folder = Path(library.info.source) if sounds is None else sounds
+    folder = folder.parent if folder.is_file() else folder  # an index of one recording
     with gr.Row():
         with gr.Column():
             query = gr.Textbox(label="Search for", placeholder="a dog barking in the distance")

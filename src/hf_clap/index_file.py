@@ -5,6 +5,7 @@ It appears when it is complete. What is done meanwhile lies beside it, in a jour
 on: with the same rows as a run that was not.
 """
 
+import glob
 import hashlib
 import itertools
 import json
@@ -194,9 +195,9 @@ class IndexWriter:
                 os.replace(self._beside("failed"), self.failed_file)
             else:
                 self.failed_file.unlink(missing_ok=True)
-            for file in self.output.parent.glob(f".{self.output.name}.*"):
-                if file != self._beside("lock"):
-                    file.unlink()
+                self._beside("failed").unlink()
+            for journal in self.output.parent.glob(f".{glob.escape(self.output.name)}.????????????.journal"):
+                journal.unlink()
 
     def _beside(self, name: str) -> Path:
         return self.output.with_name(f".{self.output.name}.{name}")

@@ -1,5 +1,6 @@
 """Find the moments of a corpus that sound like words, or like another sound."""
 
+import glob
 import os
 from os import PathLike
 from pathlib import Path
@@ -196,7 +197,7 @@ def _open_faiss(index: Path, dim: int, windows: int, rows_sha256: str) -> Any:
             os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
-        for old in set(index.parent.glob(f"{index.stem}.????????????.faiss")) - {place}:
+        for old in set(index.parent.glob(f"{glob.escape(index.stem)}.????????????.faiss")) - {place}:
             old.unlink()  # of rows that the index had before
     mapped: Any = faiss.read_index(str(place), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     mapped.nprobe = LISTS_READ

@@ -74,6 +74,10 @@ def precision(tagger: hf_clap.HfClapPipeline, root: Path, folder: Path, window: 
         row = {"set": task, "label": words, "recordings": recordings, "exact": hits[0], "faiss": hits[1]}
         rows.append(row | {"shared": len(set(found[0]) & set(found[1])) / len(set(found[0]))})
     print(f"{done.recordings} recordings, {done.windows} windows, {done.failed} broken")
+    print(f"{'label':30} {'recordings':>10} {'P@10 exact':>10} {'P@10 FAISS':>10} {'same ten':>9}")
+    for row in rows:
+        values = f"{row['exact']:10.1f} {row['faiss']:10.1f} {row['shared']:9.2f}"
+        print(f"{row['label']:30} {row['recordings']:10} {values}")
     print(f"{'set':18} {'labels':>6} {'P@10 exact':>10} {'P@10 FAISS':>10} {'same ten':>9}")
     for task in [*dict.fromkeys(task_of.values()), "all"]:
         of_task = [row for row in rows if task in (row["set"], "all")]
