@@ -378,11 +378,16 @@ def test_a_recording_longer_than_a_batch_has_all_its_windows(embedder, tmp_path)
     assert [(row["start"], row["end"]) for row in rows(done.output)] == [(s, s + 2.0) for s in range(20)]
 
 
-def test_the_space_does_not_depend_on_the_dtype(small_checkpoint, processor):
+def test_the_space_does_not_depend_on_the_dtype_or_on_being_saved(small_checkpoint, processor, tmp_path):
     models = [hf_clap.HfClapModel.from_pretrained(small_checkpoint, dtype=dtype) for dtype in ("float32", "bfloat16")]
     one, other = (Embedder(model, processor) for model in models)
     assert one.space_sha256 == other.space_sha256
     assert one.weights_sha256 != other.weights_sha256
+    models[0].save_pretrained(tmp_path)  # which adds to the settings
+    processor.save_pretrained(tmp_path)
+    saved = hf_clap.pipeline(str(tmp_path), device="cpu").embedder
+    assert saved.space_sha256 == one.space_sha256
+    assert saved.weights_sha256 == one.weights_sha256
     with torch.no_grad():
         next(models[0].audio_model.parameters()).mul_(1.01)
     assert Embedder(models[0], processor).space_sha256 != other.space_sha256

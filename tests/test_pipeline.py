@@ -288,15 +288,15 @@ def test_a_column_of_datasets(tiny_tagger, files):
     assert tiny_tagger(column, LABELS) == tiny_tagger(files[:3], LABELS)
 
 
-def test_two_thousand_labels(tiny_tagger, tiny_model, processor):
-    labels = [f"sound number {index}" for index in range(2000)]
-    predictions = tiny_tagger(noise(1.0), labels, sampling_rate=RATE, top_k=2000)
-    assert len(predictions) == 2000
+def test_a_thousand_labels(tiny_tagger, tiny_model, processor):
+    labels = [f"sound number {index}" for index in range(1000)]
+    predictions = tiny_tagger(noise(1.0), labels, sampling_rate=RATE, top_k=1000)
+    assert len(predictions) == 1000
     assert sum(prediction["score"] for prediction in predictions) == pytest.approx(1, abs=1e-4)
     # sorted by length, encoded and put back in place
     embeds = tiny_tagger._encode_labels(labels, ["this is a sound of {}"])
-    alone = tiny_model.encode_text(**processor(text=[f"this is a sound of {labels[1321]}"]))
-    assert (embeds[1321] - alone[0]).abs().max() < 1e-6
+    alone = tiny_model.encode_text(**processor(text=[f"this is a sound of {labels[321]}"]))
+    assert (embeds[321] - alone[0]).abs().max() < 1e-6
 
 
 # --- what cannot be used

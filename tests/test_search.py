@@ -18,7 +18,7 @@ from conftest import noise, tone
 from hf_clap import SoundIndex, cli, search
 from hf_clap.corpus import Corpus
 from hf_clap.corpus_embedding import embed_corpus, index_info, window_reader
-from hf_clap.index_file import EmbeddedRecording, IndexWriter, read_info
+from hf_clap.index_file import EmbeddedRecording, IndexWriter, iter_index, read_info
 
 ROOT = Path(__file__).resolve().parents[1]
 SOUNDS = ROOT / "examples" / "audio"
@@ -224,17 +224,18 @@ def test_accelerate_with_two_processes_writes_the_same_file(library, in_one_proc
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     script = [ROOT / "examples" / "embed_accelerate.py", library, "-o", output, "--window", "1"]
     command = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no", *script]
-    for kept in (0, 71):
-        finished = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(29500 + os.getpid() % 1000)},
-        )
-        assert finished.returncode == 0, finished.stderr
-        assert f"71 recordings, {read_info(output).windows} windows, {kept} kept" in finished.stdout
-        assert output.read_bytes() == in_one_process.read_bytes()
-        assert json.loads(output.with_suffix(".failed.jsonl").read_text())["path"] == "50.wav"
+    with IndexWriter(output, replace(read_info(in_one_process), recordings=0, windows=0, rows_sha256="")) as writer:
+        writer.add(list(iter_index(in_one_process))[:40])
+    finished = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(29500 + os.getpid() % 1000)},
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"71 recordings, {read_info(output).windows} windows, 40 kept" in finished.stdout
+    assert output.read_bytes() == in_one_process.read_bytes()
+    assert json.loads(output.with_suffix(".failed.jsonl").read_text())["path"] == "50.wav"
 
 
 RAY_PROGRAM = """
@@ -287,6 +288,6 @@ def test_ray_on_two_nodes_with_an_actor_killed_writes_the_same_file(library, in_
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "killed an actor\n" in finished.stdout
-    assert finished.stdout.endswith("nodes 2\n")
+    assert "nodes 2\n" in finished.stdout
     assert output.read_bytes() == in_one_process.read_bytes()
     assert json.loads(output.with_suffix(".failed.jsonl").read_text())["path"] == "50.wav"

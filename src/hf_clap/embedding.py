@@ -24,7 +24,9 @@ from .processing_hf_clap import HfClapProcessor
 from .waveform import AudioError, iter_windows
 
 TEXT_BATCH_SIZE = 64
-ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version")  # settings that say where a model is from
+# settings that say where a model is from, and those that saving it adds
+ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version", "auto_map")
+SAVED_AS = ("architectures", "dtype", "processor_class")
 LARGEST_BLOCK_BYTES = 31 * 2**20
 
 T = TypeVar("T")
@@ -270,7 +272,7 @@ class Embedder:
         """Of weights whose names begin so, as they are or in a dtype, and the settings."""
         digest = hashlib.sha256()
         for settings in (self.model.config.to_diff_dict(), self.processor.feature_extractor.to_dict()):
-            settings = _without(ORIGIN if dtype is None else (*ORIGIN, "dtype"), settings)
+            settings = _without(ORIGIN if dtype is None else ORIGIN + SAVED_AS, settings)
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in self.model.state_dict().items():
             if name.startswith(prefix):
