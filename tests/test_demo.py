@@ -12,10 +12,7 @@ from demo_browser import CHROMIUM, SOUNDS, open_page, serve, tag
 from hf_clap import demo
 from hf_clap.waveform import AudioError
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; run `bash .ci/setup dev`"),
-    pytest.mark.xdist_group("demo"),  # one server for all
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; run `bash .ci/setup dev`")
 
 
 @pytest.fixture(scope="module")

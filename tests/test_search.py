@@ -218,7 +218,6 @@ def in_one_process(library, tiny_tagger, tmp_path_factory):
     return embed_corpus(Corpus(library), output, tiny_tagger.embedder, window_s=1.0).output
 
 
-@pytest.mark.xdist_group("library")
 def test_accelerate_with_two_processes_writes_the_same_file(library, in_one_process, tmp_path):
     output = tmp_path / "sounds.parquet"
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
@@ -276,7 +275,6 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.xdist_group("library")
 def test_ray_on_two_nodes_with_an_actor_killed_writes_the_same_file(library, in_one_process, tmp_path):
     output = tmp_path / "sounds.parquet"
     finished = subprocess.run(
