@@ -98,9 +98,9 @@ def test_a_tower_folds_and_can_do_without(tower):
     names = list(tower.state_dict())
     with torch.inference_mode():
         folded = tower(features)
-        assert all(conv._folded is not None for block in tower.blocks for conv in block.folded)
+        assert all(conv._folded._kept is not None for block in tower.blocks for conv in block.folded)
         tower.fold_norms(False)
-        assert all(conv._folded is None for block in tower.blocks for conv in block.folded)
+        assert all(conv._folded._kept is None for block in tower.blocks for conv in block.folded)
         plain = tower(features)
     assert list(tower.state_dict()) == names
     for name in ("last_hidden_state", "pooler_output"):
@@ -116,7 +116,7 @@ def test_training_gives_it_back_and_a_copy_has_its_own(tower):
         clone.blocks[0].convs[0].weight.mul_(2)
         assert not torch.allclose(clone(features).pooler_output, expected, atol=1e-3)
     tower.train()
-    assert all(conv._folded is None for block in tower.blocks for conv in block.folded)
+    assert all(conv._folded._kept is None for block in tower.blocks for conv in block.folded)
     tower(features).pooler_output.sum().backward()
     assert tower.blocks[0].convs[0].weight.grad.abs().max() > 0
     with torch.inference_mode():

@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "attention": {"linear"},
     "modeling_audio_tower": {"linear"},
     "modeling_cnn14": {"configuration_hf_clap", "folded_conv", "modeling_audio_tower"},
-    "linear": set(),
-    "folded_conv": {"linear"},
-    "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower"},
+    "derived": set(),
+    "linear": {"derived"},
+    "folded_conv": {"derived", "linear"},
+    "modeling_htsat": {"attention", "configuration_hf_clap", "derived", "linear", "modeling_audio_tower"},
     "modeling_patch_cnn": {"configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_hf_clap": {
         "configuration_hf_clap",
@@ -179,6 +180,7 @@ MAY_IMPORT = {
 }
 TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
     "attention",
+    "derived",
     "folded_conv",
     "linear",
     "losses",

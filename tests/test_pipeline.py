@@ -119,6 +119,31 @@ def test_a_list_an_iterator_and_singles_agree(tiny_tagger, files):
     assert tiny_tagger([], LABELS) == []
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "workers", "sizes"),
+    [
+        (100, 8, 2, [8] * 2 + [7] * 12),
+        (100, 8, 3, [7] * 10 + [6] * 5),
+        (17, 8, 2, [5, 4, 4, 4]),
+        (16, 8, 2, [8, 8]),
+        (5, 8, 4, [2, 1, 1, 1]),
+        (3, 8, 4, [1, 1, 1]),
+    ],
+)
+def test_a_list_is_shared_out_evenly(tiny_model, processor, monkeypatch, count, batch_size, workers, sizes):
+    """Nobody computes one more group while the others are done."""
+    tagger = hf_clap.HfClapPipeline(tiny_model, processor, batch_size)
+    tagger.embedder.workers = workers
+    seen = []
+    windows = tagger.embedder.windows
+    monkeypatch.setattr(
+        tagger.embedder, "windows", lambda groups, *rest: windows((seen.append(len(g)) or g for g in groups), *rest)
+    )
+    clip = {"array": np.zeros(8000, np.float32), "sampling_rate": 16000}
+    assert len(tagger([clip] * count, ["a", "b"])) == count
+    assert seen == sizes
+
+
 def test_an_iterator_is_read_no_further_than_needed(tiny_tagger):
     taken = []
 

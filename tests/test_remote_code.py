@@ -69,6 +69,7 @@ def test_every_file_of_the_model_travels(pushed):
     assert {file.name for file in pushed.glob("*.py")} == {
         "attention.py",
         "configuration_hf_clap.py",
+        "derived.py",
         "feature_extraction_hf_clap.py",
         "folded_conv.py",
         "linear.py",

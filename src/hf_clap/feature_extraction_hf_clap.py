@@ -284,11 +284,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             for band in bands:
                 bins = magnitude[:, band.first_bin - first : band.last_bin - first]
                 torch.mm(bins, band.weights, out=piece[:, band.first_mel : band.last_mel])
-            if self.log == "db":
-                piece.clamp_(min=self.log_floor).log10_().mul_(10)
-            else:
-                piece.add_(self.log_floor).log_()
             start = stop
+        if self.log == "db":
+            log_mel.clamp_(min=self.log_floor).log10_().mul_(10)
+        else:
+            log_mel.add_(self.log_floor).log_()
 
     def _frames(self, waveform: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""

@@ -6,22 +6,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .derived import Derived
 from .linear import is_plain_inference, onednn_linear
-
-SAMPLE = 64
 
 # Height times width up to which a convolution is one product of matrices over copies of each place's surroundings:
 # oneDNN's own is slow on small images with many channels (half to a fifth of the speed at 21 x 2 with 2048).
 FEW_PLACES = 200
 
-State = tuple[int, int, list[float]]
-
 
 class Folded(NamedTuple):
-    """What a convolution and its norm come to, and the state of the tensors that it was made of."""
+    """What a convolution and its norm come to."""
 
-    state: list[State]
-    as_product: bool
     weight: torch.Tensor  # laid out as oneDNN wants it, so that it is not packed anew at each call
     bias: torch.Tensor
 
@@ -50,10 +45,7 @@ class FoldedConv:
     """
 
     def __init__(self) -> None:
-        self._folded: Folded | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_folded": None}  # oneDNN's layout cannot be copied, and a copy of the modules has its own tensors
+        self._folded: Derived[Folded] = Derived()
 
     @staticmethod
     def is_possible(hidden: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
@@ -71,15 +63,14 @@ class FoldedConv:
 
     def __call__(self, hidden: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
         """(batch, channels, height, width) -> (batch, out_channels, …), channels last; where it `is_possible`."""
-        state = [
-            _state(tensor) for tensor in (conv.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        ]
         height, width = hidden.shape[2:]
         is_dense = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
         as_product = is_dense and height * width <= FEW_PLACES
-        folded = self._folded  # once, for another thread may fold at the same time
-        if folded is None or (folded.state, folded.as_product) != (state, as_product):
-            self._folded = folded = Folded(state, as_product, *_fold(conv, norm, as_product))
+        folded = self._folded(
+            (conv.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias),
+            lambda: _fold(conv, norm, as_product),
+            as_product,
+        )
         if as_product:
             return _product(hidden, folded, conv)
         return torch.ops.mkldnn._convolution_pointwise(
@@ -94,7 +85,7 @@ class FoldedConv:
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._folded = None
+        self._folded.clear()
 
 
 def _product(hidden: torch.Tensor, folded: Folded, conv: nn.Conv2d) -> torch.Tensor:
@@ -111,21 +102,7 @@ def _places(conv: nn.Conv2d) -> tuple[Any, ...]:
     return conv.padding, conv.stride, conv.dilation, conv.groups
 
 
-def _state(tensor: torch.Tensor | None) -> State:
-    """
-    Of a tensor, so that a change shows: by an operator, which torch counts, or by other memory. What is done through
-    `.data`, as in merging LoRA, is not counted; it changes most values, and so some of a sample of them.
-    """
-    if tensor is None:
-        return 0, 0, []
-    version = 0 if tensor.is_inference() else tensor._version
-    sample = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLE)]
-    return tensor.data_ptr(), version, sample.tolist()
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, as_product: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, as_product: bool) -> Folded:
     """Weight and bias, computed in float32."""
     mean, variance = (
         statistic.float() for statistic in (norm.running_mean, norm.running_var) if statistic is not None
@@ -146,4 +123,4 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, as_product: bool) -> tuple[torc
     else:
         weight = weight.to_mkldnn()  # under one name, so that there is never a copy more than needed
         packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, *_places(conv))
-    return packed, bias.to(dtype)
+    return Folded(packed, bias.to(dtype))

@@ -1,11 +1,13 @@
 """Linear layers and convolutions at the speed that a CPU has, which PyTorch misses where it does not compile."""
 
-from typing import Any
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from .derived import Derived
 
 
 class Linear(nn.Linear):
@@ -20,7 +22,52 @@ class Linear(nn.Linear):
             return super().forward(hidden)
         if torch.is_grad_enabled():
             return _LinearWithGradients.apply(hidden, self.weight, self.bias)
-        return onednn_linear(hidden, self.weight, self.bias)
+        return onednn_linear(hidden, self.onednn_weight(), self.bias)
+
+    def onednn_weight(self) -> torch.Tensor:
+        """The weights in the layout in which oneDNN gets them."""
+        return self.weight
+
+
+class PackedLinear(Linear):
+    """
+    `Linear` that in bfloat16 inference keeps its weights as oneDNN wants them beside those that it has, instead of
+    packing them anew at each call. Both together take what float32 weights take.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        self.packed: Derived[torch.Tensor] = Derived()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.packed.clear()  # until the next inference
+        return super().train(mode)
+
+    def onednn_weight(self) -> torch.Tensor:
+        if self.weight.dtype != torch.bfloat16:
+            return self.weight
+        weight = self.weight.detach()
+        return self.packed([weight], lambda: torch.ops.mkldnn._reorder_linear_weight(weight, None))
+
+
+def linear_gelu(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """`gelu(layer(hidden))`, in the layer's own output where nobody else may want that."""
+    hidden = layer(hidden)
+    if _is_ours(layer) and is_plain_inference(hidden, layer.weight):
+        return torch.ops.aten.gelu_(hidden)
+    return F.gelu(hidden)
+
+
+def add_linear(residual: torch.Tensor, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """`residual + layer(hidden)`, in one pass where the layer is ours: an adapter around it adds to what it gives."""
+    if _is_ours(layer) and is_plain_inference(hidden, layer.weight):
+        return torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, layer.onednn_weight(), layer.bias, "add")
+    return residual + layer(hidden)
+
+
+def _is_ours(layer: nn.Module) -> TypeGuard[Linear]:
+    return type(layer) in (Linear, PackedLinear) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class _LinearWithGradients(torch.autograd.Function):

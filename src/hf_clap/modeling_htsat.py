@@ -2,6 +2,7 @@
 
 import math
 from itertools import islice
+from typing import Self
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapHtsatConfig
-from .linear import Linear
+from .derived import Derived
+from .linear import PackedLinear, add_linear, is_plain_inference, linear_gelu
 from .modeling_audio_tower import HfClapAudioTower
 
 # What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
@@ -81,12 +83,18 @@ class WindowAttention(HeadsAttention):
     def __init__(self, config: HfClapHtsatConfig, dim: int, num_heads: int, window_size: int):
         super().__init__(config, dim // num_heads)
         self.window_size = window_size
-        self.query = Linear(dim, dim)
-        self.key = Linear(dim, dim)
-        self.value = Linear(dim, dim)
-        self.output = Linear(dim, dim)
+        self.query = PackedLinear(dim, dim)
+        self.key = PackedLinear(dim, dim)
+        self.value = PackedLinear(dim, dim)
+        self.output = PackedLinear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+        self.kept_bias: Derived[torch.Tensor] = Derived()
         self.register_buffer("relative_position_index", self.make_index(), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.kept_bias.clear()  # until the next inference
+        return super().train(mode)
 
     def make_index(self) -> torch.Tensor:
         """(length * length,): the row of the table for each pair of a window's `length` patches."""
@@ -97,11 +105,14 @@ class WindowAttention(HeadsAttention):
         columns = width[:, None] - width[None] + self.window_size - 1
         return (rows * (2 * self.window_size - 1) + columns).flatten()
 
-    def position_bias(self) -> torch.Tensor:
-        """(heads, length, length), where length is the number of patches in a window."""
+    def position_bias(self, shift_mask: torch.Tensor | None) -> torch.Tensor:
+        """(1, windows * heads, length, length): what is added to the scores, where length is patches in a window."""
         length = self.window_size**2
         bias = self.relative_position_bias_table.T.index_select(1, self.relative_position_index)
-        return bias.unflatten(1, (length, length))
+        bias = bias.unflatten(1, (length, length))
+        if shift_mask is not None:
+            bias = (bias + shift_mask[:, None]).flatten(0, 1)
+        return bias[None]
 
     def forward(self, hidden: torch.Tensor, shift_mask: torch.Tensor | None) -> torch.Tensor:
         """
@@ -111,16 +122,15 @@ class WindowAttention(HeadsAttention):
             shift_mask: `(windows, length, length)`, added to the attention scores.
 
         Returns:
-            torch.Tensor: as `hidden`.
+            torch.Tensor: as `hidden`; what the heads found, before `output`, which the block adds to its residual.
         """
-        _, length, windows, _ = hidden.shape
-        bias = self.position_bias().expand(windows, -1, -1, -1)  # (windows, heads, length, length)
-        if shift_mask is not None:
-            bias = bias + shift_mask[:, None]
+        table = self.relative_position_bias_table
+        if is_plain_inference(hidden, table):
+            bias = self.kept_bias((table, shift_mask), lambda: self.position_bias(shift_mask))
+        else:
+            bias = self.position_bias(shift_mask)
         query, key, value = (layer(hidden).flatten(2) for layer in (self.query, self.key, self.value))
-        bias = bias.reshape(1, -1, length, length)
-        attended = self.attend(query, key, value, bias, self.config.attention_dropout)
-        return self.output(attended.view_as(hidden))
+        return self.attend(query, key, value, bias, self.config.attention_dropout).view_as(hidden)
 
 
 class DropPath(nn.Module):
@@ -153,8 +163,8 @@ class SwinBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attention = WindowAttention(config, dim, config.num_attention_heads[stage], self.window_size)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.linear1 = Linear(dim, round(dim * config.mlp_ratio))
-        self.linear2 = Linear(round(dim * config.mlp_ratio), dim)
+        self.linear1 = PackedLinear(dim, round(dim * config.mlp_ratio))
+        self.linear2 = PackedLinear(round(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
         window_order, image_order, shift_mask = self.lay_out()
@@ -184,14 +194,18 @@ class SwinBlock(GradientCheckpointingLayer):
         return order, order.argsort(), torch.where(apart, SHIFT_PENALTY, 0.0)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(batch, patches, dim) -> the same"""
+        """(batch, patches, dim), in `window_order` -> the same"""
         windows = 1 if self.shift_mask is None else len(self.shift_mask)  # in a group
-        parted = self.norm1(hidden).index_select(1, self.window_order)
-        parted = parted.view(-1, self.window_size**2, windows, parted.shape[-1])
-        attended = self.attention(parted, self.shift_mask).view_as(hidden).index_select(1, self.image_order)
-        hidden = hidden + self.drop_path(self.dropout(attended))
-        mlp = self.linear2(F.gelu(self.linear1(self.norm2(hidden))))
-        return hidden + self.drop_path(self.dropout(mlp))
+        parted = self.norm1(hidden).view(-1, self.window_size**2, windows, hidden.shape[-1])
+        attended = self.attention(parted, self.shift_mask).view_as(hidden)
+        hidden = self._add(hidden, self.attention.output, attended)
+        return self._add(hidden, self.linear2, linear_gelu(self.linear1, self.norm2(hidden)))
+
+    def _add(self, residual: torch.Tensor, layer: nn.Module, branch: torch.Tensor) -> torch.Tensor:
+        """The residual and what a branch's last layer gives."""
+        if self.training:
+            return residual + self.drop_path(self.dropout(layer(branch)))
+        return add_linear(residual, layer, branch)
 
 
 class PatchMerging(nn.Module):
@@ -200,7 +214,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=eps)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = PackedLinear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim) -> (batch, patches / 4, 2 * dim)"""
@@ -223,9 +237,11 @@ class SwinStage(nn.Module):
         self.downsample = nn.Identity() if is_last else PatchMerging(dim, config.layer_norm_eps)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        place = None  # of the image's patches among `hidden`, once they are no more in the image's order
         for block in self.blocks:
-            hidden = block(hidden)
-        return self.downsample(hidden)
+            order = block.window_order if place is None else place[block.window_order]
+            hidden, place = block(hidden.index_select(1, order)), block.image_order
+        return self.downsample(hidden if place is None else hidden.index_select(1, place))
 
 
 class HfClapHtsatModel(HfClapAudioTower):

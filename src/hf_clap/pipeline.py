@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice
+from itertools import islice, repeat, takewhile
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -168,14 +168,16 @@ class HfClapPipeline:
     def _clips(
         self, inputs: Iterable[Any], sampling_rate: int | None, window: int | None, hop: int | None
     ) -> Iterator[Clip]:
-        size = self.batch_size
-        if isinstance(inputs, Sized):  # few inputs are shared out among the cores
-            size = min(size, max(1, math.ceil(len(inputs) / self.embedder.workers)))
+        sizes: Iterable[int] = repeat(self.batch_size)
+        if isinstance(inputs, Sized):
             if len(inputs) == 1:  # nothing to do in parallel: all cores take part in each step
                 yield from self.embedder.group(list(inputs), sampling_rate, window, hop)
                 return
+            rounds = math.ceil(len(inputs) / (self.batch_size * self.embedder.workers))
+            count = max(1, rounds * self.embedder.workers)  # of groups, shared out evenly among the cores
+            sizes = [(len(inputs) + index) // count for index in reversed(range(count))]
         inputs = iter(inputs)
-        groups = iter(lambda: list(islice(inputs, size)), [])
+        groups = takewhile(bool, (list(islice(inputs, size)) for size in sizes))
         for clips in self.embedder.windows(groups, sampling_rate, window, hop):
             yield from clips
 

@@ -1,0 +1,69 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hf_clap.derived import Derived
+
+
+@pytest.fixture
+def doubled():
+    """(what calls it, the number of times that it was made so far)"""
+    derived, made = Derived(), []
+
+    def call(tensor, variant=None):
+        return derived([tensor, None], lambda: made.append(tensor) or 2 * tensor, variant)
+
+    call.derived = derived
+    return call, made
+
+
+def test_is_made_once(doubled):
+    call, made = doubled
+    tensor = torch.randn(1000)
+    assert call(tensor) is call(tensor)
+    assert torch.equal(call(tensor), 2 * tensor)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.add_(1),
+        lambda tensor: tensor.__setitem__(7, 5.0),
+        lambda tensor: tensor.data.mul_(3),
+        lambda tensor: setattr(tensor, "data", tensor.data.clone().mul_(3)),
+        lambda tensor: nn.init.zeros_(tensor),
+    ],
+)
+def test_is_made_anew_when_the_tensor_changes(doubled, change):
+    call, made = doubled
+    tensor = torch.randn(1000)
+    call(tensor)
+    change(tensor)
+    assert torch.equal(call(tensor), 2 * tensor)
+    assert len(made) == 2
+
+
+def test_a_variant_is_another_thing_and_clear_forgets(doubled):
+    call, made = doubled
+    tensor = torch.randn(3)
+    call(tensor)
+    call(tensor, variant="other")
+    assert len(made) == 2
+    call.derived.clear()
+    call(tensor, variant="other")
+    assert len(made) == 3
+
+
+def test_is_neither_copied_nor_saved_and_has_no_gradient():
+    weight = nn.Parameter(torch.ones(3))
+    derived = Derived()
+    with torch.inference_mode():
+        kept = derived([weight], lambda: weight.to_mkldnn())  # which can be neither copied nor pickled
+    assert not kept.is_inference()
+    assert not kept.requires_grad
+    for other in (copy.deepcopy(derived), pickle.loads(pickle.dumps(derived))):
+        assert other([weight], lambda: 4 * weight.detach()).tolist() == [4, 4, 4]
