@@ -156,17 +156,26 @@ def test_a_name_that_is_no_text_ends_nothing(tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(1.0), 16000)
     os.rename(os.fsencode(tmp_path / "a.wav"), os.fsencode(tmp_path) + b"/caf\xe9.wav")
     (tmp_path / "folder.wav").mkdir()
-    for output_format in ("json", "csv", "table"):
-        finished = subprocess.run(
-            [sys.executable, "-m", "hf_clap.cli", "tag", str(tmp_path), *LABELS, "--format", output_format],
-            capture_output=True,
-            env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-        )
-        assert (finished.returncode, finished.stderr) == (0, b""), output_format
-        assert b"white noise" in finished.stdout
-        if output_format == "json":
-            (row,) = json.loads(finished.stdout)
-            assert row["path"].endswith("caf\udce9.wav")
+    program = "\n".join(
+        [
+            "import sys",
+            "from hf_clap.cli import main",
+            'for output_format in ("json", "csv", "table"):',
+            '    assert main([*sys.argv[1:], "--format", output_format]) == 0',
+            '    print("end of document", flush=True)',
+        ]
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, "tag", str(tmp_path), *LABELS],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    as_json, as_csv, as_table, rest = finished.stdout.split(b"end of document\n")
+    assert rest == b""
+    assert all(b"white noise" in document for document in (as_json, as_csv, as_table))
+    (row,) = json.loads(as_json)
+    assert row["path"].endswith("caf\udce9.wav")
 
 
 def test_a_reader_that_has_had_enough(tmp_path):

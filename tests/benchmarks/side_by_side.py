@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -15,7 +16,10 @@ from typing import Any
 import torch
 import transformers
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+
+from hf_clap.linear import ONEDNN_DTYPES, onednn_linear
 
 # The C library then gives freed memory back at once, so that peaks are those of memory in use.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
@@ -24,7 +28,43 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "1000
 PAUSE_S = 0.3
 TURN_S = 0.3  # a turn has as many calls as fit in, at least one
 
+# Rows, inputs and outputs of the product that says what the machine can do: it fits the cache, and few are faster.
+PRODUCT = 1024, 1536, 384
+
 Run = Callable[[], Any]
+
+
+class Machine:
+    """What it can do at most, in FLOP/s: packed matrix products of oneDNN's, in the same turns as the contenders."""
+
+    def __init__(self) -> None:
+        rows, inputs, outputs = PRODUCT
+        self.best: dict[torch.dtype, float] = {}
+        self.products = {}
+        for dtype in ONEDNN_DTYPES:
+            weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(outputs, inputs).to(dtype), rows)
+            self.products[dtype] = torch.randn(rows, inputs).to(dtype), weight, None
+
+    @torch.inference_mode()
+    def take_turn(self) -> None:
+        for dtype, product in self.products.items():
+            for _ in range(5):
+                start = time.perf_counter()
+                onednn_linear(*product)
+                rate = 2 * math.prod(PRODUCT) / (time.perf_counter() - start)
+                self.best[dtype] = max(rate, self.best.get(dtype, 0))
+
+    def least_seconds(self, contender: str, flop: int) -> float | None:
+        """For so many operations, in the precision that the contender's name says; None without any."""
+        dtype = torch.bfloat16 if "bfloat16" in contender or "bf16" in contender else torch.float32
+        return flop / self.best[dtype] if flop and dtype in self.best else None
+
+
+def count_flop(run: Run) -> int:
+    """Of matrix products and convolutions in one call, in this thread."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 @dataclass
@@ -36,12 +76,15 @@ class Comparison:
         name: of the row.
         ours, peer: names of the contenders.
         agree: takes what both returned and gives their difference, or raises AssertionError if they disagree.
+        flop: counts the operations of ours in matrix products and convolutions, where a call in this thread does not
+            show them.
     """
 
     name: str
     ours: str
     peer: str
     agree: Callable[[Any, Any], float] | None = None
+    flop: Callable[[Run], int] | None = None
 
 
 def main(
@@ -77,18 +120,19 @@ def main(
         comparisons = [row for row in comparisons if any(text in row.name for text in options.only)]
     used = list(dict.fromkeys(name for row in comparisons for name in (row.peer, row.ours)))
     runs = {name: contenders[name]() for name in used}
-    seconds, results = take_turns(runs, options.rounds)
+    machine = Machine()
+    seconds, results = take_turns(runs, options.rounds, machine)
+    least_seconds = {
+        row.name: machine.least_seconds(row.ours, (row.flop or count_flop)(runs[row.ours])) for row in comparisons
+    }
     peaks = {} if options.no_memory else {name: peak(name, options.threads) for name in tqdm(used, desc="memory")}
     print(f"{options.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}")
-    rows = [
-        summary(row, seconds, peaks, row.agree(results[row.ours], results[row.peer]) if row.agree else None)
-        for row in comparisons
-    ]
+    rows = [summary(row, seconds, peaks, least_seconds[row.name], results) for row in comparisons]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def take_turns(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def take_turns(runs: dict[str, Run], rounds: int, machine: Machine) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of a call in each round, after one to warm up, and what each contender returned."""
     results = {name: run() for name, run in tqdm(runs.items(), desc="warm-up", disable=None)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -100,6 +144,7 @@ def take_turns(runs: dict[str, Run], rounds: int) -> tuple[dict[str, list[float]
                 run()
                 calls += 1
             seconds[name].append((time.perf_counter() - start) / calls)
+        machine.take_turn()
     return seconds, results
 
 
@@ -133,9 +178,17 @@ def agree_embeddings(mine: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def summary(
-    row: Comparison, seconds: dict[str, list[float]], peaks: dict[str, float], difference: float | None
+    row: Comparison,
+    seconds: dict[str, list[float]],
+    peaks: dict[str, float],
+    least_seconds: float | None,
+    results: dict[str, Any],
 ) -> dict[str, Any]:
-    """Prints a row and returns it: medians, the ratio of each round, peaks."""
+    """
+    Prints a row and returns it: medians, the ratio of each round, peaks, and as `at_most` the ratio that would be if
+    ours took no longer than its matrix products and convolutions at the machine's best rate.
+    """
+    difference = row.agree(results[row.ours], results[row.peer]) if row.agree else None
     ratios = [peer / ours for ours, peer in zip(seconds[row.ours], seconds[row.peer], strict=True)]
     result = {
         "name": row.name,
@@ -145,6 +198,7 @@ def summary(
         "ratio": statistics.median(ratios),
         "least": min(ratios),
         "most": max(ratios),
+        "at_most": least_seconds and statistics.median(seconds[row.peer]) / least_seconds,
         "difference": difference,
         "peak_gb": {name: peaks[name] for name in (row.ours, row.peer) if name in peaks},
     }
@@ -155,5 +209,6 @@ def summary(
         print(f"  {name:34} {statistics.median(times):9.1f} ms  ({times[0]:.1f} to {times[-1]:.1f}){held}")
     agreement = "" if difference is None else f"  outputs differ by {difference:.0e}"
     spread = f"({result['least']:.2f} to {result['most']:.2f})"
-    print(f"  {'ratio':34} {result['ratio']:9.2f}     {spread}{agreement}")
+    bound = f"  at most {result['at_most']:.2f}" if result["at_most"] else ""
+    print(f"  {'ratio':34} {result['ratio']:9.2f}     {spread}{bound}{agreement}")
     return result

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from side_by_side import GIVE_BACK, forget_peak, memory
+from side_by_side import GIVE_BACK, Machine, count_flop, forget_peak, memory
 from tqdm import tqdm
 
 import hf_clap
@@ -54,7 +54,9 @@ def main() -> None:
 
     print(f"batch {arguments.batch_size}, {arguments.threads} threads, torch {torch.__version__}, transformers "
           f"{transformers.__version__}")  # fmt: skip
-    print(f"{'':52} {'pairs/s':>8} {'ratio':>14} {'peak GB':>8} {'ratio':>6} {'step GB':>8} {'ratio':>6}")
+    print(
+        f"{'':52} {'pairs/s':>8} {'ratio':>14} {'at most':>7} {'peak GB':>8} {'ratio':>6} {'step GB':>8} {'ratio':>6}"
+    )
     rows = [row for names in GROUPS for row in compare(names, arguments)]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
@@ -62,26 +64,32 @@ def main() -> None:
 
 def compare(names: tuple[str, ...], arguments: argparse.Namespace) -> list[dict]:
     """Prints a line for each model, and returns those of ours and of the peer in another precision."""
-    seconds = {
-        name: [step["seconds"] for step in steps] for name, steps in take_turns(names, arguments.rounds, arguments, {})
-    }
-    held = dict(take_turns(names, 1, arguments, GIVE_BACK))
+    machine = Machine()
+    taken = take_turns(names, arguments.rounds, arguments, {}, machine)
+    seconds = {name: [step["seconds"] for step in steps] for name, steps in taken.items()}
+    held = take_turns(names, 1, arguments, GIVE_BACK, machine)
     peaks = {kind: {name: steps[0][kind] for name, steps in held.items()} for kind in ("peak_gb", "step_gb")}
     rows = []
     for name in names:
         speed = arguments.batch_size / statistics.median(seconds[name])
         ratios = [peer / ours for peer, ours in zip(seconds[PEER], seconds[name], strict=True)]
         columns = [f"{speed:8.2f} {statistics.median(ratios):4.2f} {min(ratios):.2f}-{max(ratios):.2f}"]
-        columns += [f"{of[name]:8.2f} {of[name] / of[PEER]:6.2f}" for of in peaks.values()]
+        at_most = statistics.median(seconds[PEER]) / machine.least_seconds(name, taken[name][0]["flop"])
+        columns += [f"{at_most:7.2f}", *(f"{of[name]:8.2f} {of[name] / of[PEER]:6.2f}" for of in peaks.values())]
         print(f"{name:52} {' '.join(columns)}", flush=True)
         row = {"name": f"training step, {name}", "ours": name, "peer": PEER, "ratio": statistics.median(ratios)}
-        rows.append(row | {"least": min(ratios), "most": max(ratios), "seconds": seconds[name], **peaks})
+        row |= {"least": min(ratios), "most": max(ratios), "at_most": at_most}
+        rows.append(row | {"seconds": seconds[name], **peaks})
     return rows[1:]
 
 
 def take_turns(
-    names: tuple[str, ...], rounds: int, arguments: argparse.Namespace, environment: dict[str, str]
-) -> list[tuple[str, list[dict]]]:
+    names: tuple[str, ...],
+    rounds: int,
+    arguments: argparse.Namespace,
+    environment: dict[str, str],
+    machine: Machine,
+) -> dict[str, list[dict]]:
     """The steps of each model, after one to warm up."""
     words = [sys.executable, __file__, "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads)]
     workers = {
@@ -104,10 +112,11 @@ def take_turns(
             result = answer(worker)
             if number:
                 steps[name].append(result)
+        machine.take_turn()
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    return list(steps.items())
+    return steps
 
 
 def answer(worker: subprocess.Popen) -> dict:
@@ -129,10 +138,8 @@ def work(name: str, batch_size: int) -> None:
     model = make_model(name).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # adamw_torch_fused
     autocast = torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name)
-    print(json.dumps({"parameters": sum(parameter.numel() for parameter in model.parameters())}), flush=True)
-    for _ in sys.stdin:
-        before = forget_peak()
-        start = time.perf_counter()
+
+    def step() -> None:
         if "transformers" in name:
             with autocast:
                 loss = model(**batch, is_longer=longer, return_loss=True).loss
@@ -142,9 +149,16 @@ def work(name: str, batch_size: int) -> None:
                 hf_clap.contrastive_step(model, batch, micro_batch_size=4 if "micro" in name else None)
         optimizer.step()
         optimizer.zero_grad()
+
+    flop = count_flop(step)
+    print(json.dumps({"flop": flop}), flush=True)
+    for _ in sys.stdin:
+        before = forget_peak()
+        start = time.perf_counter()
+        step()
         seconds = time.perf_counter() - start
         peak = memory("VmHWM")
-        print(json.dumps({"seconds": seconds, "peak_gb": peak, "step_gb": peak - before}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_gb": peak, "step_gb": peak - before, "flop": flop}), flush=True)
 
 
 def make_model(name: str) -> torch.nn.Module:
