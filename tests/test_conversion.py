@@ -873,15 +873,16 @@ def test_half_precision_stays(small, tmp_path):
 
 HUB_PROGRAM = """
 import sys, hf_clap
-source, output, kind, tokenizer = sys.argv[1:]
-hf_clap.convert_checkpoint(source, output, kind, tokenizer or None)
+kind, tokenizer, *conversions = sys.argv[1:]
+for source, output in zip(conversions[::2], conversions[1::2], strict=True):
+    hf_clap.convert_checkpoint(source, output, kind, tokenizer or None)
 """
 
 
-def convert_from_hub(url, home, *arguments):
-    """In a process of its own, because huggingface_hub reads its settings as it is imported."""
+def convert_from_hub(url, home, kind, tokenizer, *conversions):
+    """Sources and folders by turns; in a process of its own, as huggingface_hub reads its settings when imported."""
     environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", HUB_PROGRAM, *map(str, arguments)]
+    command = [sys.executable, "-c", HUB_PROGRAM, *map(str, (kind, tokenizer, *conversions))]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -892,13 +893,13 @@ def test_published_files_come_from_the_hub_by_name(small, tmp_path):
     published.parent.mkdir(parents=True)
     published.write_bytes(source.read_bytes())
     with loopback_hub(tmp_path / "hub") as (url, requests):
-        finished = convert_from_hub(url, tmp_path / "home", "microsoft/msclap", tmp_path / "out", kind, tokenizer)
-        assert finished.returncode == 0, finished.stderr
-        assert ("GET", f"/microsoft/msclap/resolve/main/CLAP_weights_{year}.pth") in requests
-        arguments = (f"microsoft/msclap/CLAP_weights_{year}.pth", tmp_path / "named", kind, tokenizer)
-        assert convert_from_hub(url, tmp_path / "home", *arguments).returncode == 0
-        missing = convert_from_hub(url, tmp_path / "home", "someone/else", tmp_path / "none", kind, tokenizer)
-    assert "someone/else is no file or folder here, and the Hub gave no CLAP_weights" in missing.stderr
+        whole = ("microsoft/msclap", tmp_path / "out")
+        named = (f"microsoft/msclap/CLAP_weights_{year}.pth", tmp_path / "named")
+        missing = ("someone/else", tmp_path / "none")
+        finished = convert_from_hub(url, tmp_path / "home", kind, tokenizer, *whole, *named, *missing)
+    assert finished.returncode == 1
+    assert "someone/else is no file or folder here, and the Hub gave no CLAP_weights" in finished.stderr
+    assert ("GET", f"/microsoft/msclap/resolve/main/CLAP_weights_{year}.pth") in requests
     assert not (tmp_path / "none").exists()
     expected = load_file(folder / "model.safetensors")
     for place in ("out", "named"):
@@ -913,7 +914,7 @@ def test_a_whole_repository_comes_from_the_hub(clap, tmp_path):
     published.parent.mkdir(parents=True)
     published.symlink_to(theirs)
     with loopback_hub(tmp_path / "hub") as (url, _):
-        finished = convert_from_hub(url, tmp_path / "home", "someone/clap", tmp_path / "out", "transformers", "")
+        finished = convert_from_hub(url, tmp_path / "home", "transformers", "", "someone/clap", tmp_path / "out")
     assert finished.returncode == 0, finished.stderr
     stored, expected = (load_file(place / "model.safetensors") for place in (tmp_path / "out", folder))
     assert all(torch.equal(stored[name], expected[name]) for name in expected)

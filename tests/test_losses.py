@@ -154,7 +154,7 @@ LARGE = """
 import resource, torch
 from hf_clap import contrastive_loss
 torch.set_num_threads(2)
-embeds = torch.nn.functional.normalize(torch.randn(2, 16384, 64), dim=-1).requires_grad_()
+embeds = torch.nn.functional.normalize(torch.randn(2, 8192, 64), dim=-1).requires_grad_()
 contrastive_loss(*embeds[:, :2], 10.0, chunk_size=1).backward()  # what PyTorch loads the first time does not count
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 contrastive_loss(*embeds, 10.0, chunk_size=1024).backward()
@@ -163,10 +163,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def test_the_logits_of_a_large_batch_are_never_whole_in_memory():
-    """16,384 x 16,384 logits are 1 GB, and as much again for their gradients; those of a chunk are 64 MB."""
+    """8,192 x 8,192 logits are 256 MB, and as much again for their gradients; those of a chunk are 32 MB."""
     finished = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert float(finished.stdout) < 512
+    assert float(finished.stdout) < 200
 
 
 def test_transformers_leaves_audio_to_text_out():
