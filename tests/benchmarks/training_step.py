@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from side_by_side import GIVE_BACK, Machine, count_flop, forget_peak, memory
+from side_by_side import GIVE_BACK, Machine, Run, count_flop, forget_peak, memory
 from tqdm import tqdm
 
 import hf_clap
@@ -127,6 +127,19 @@ def answer(worker: subprocess.Popen) -> dict:
 
 
 def work(name: str, batch_size: int) -> None:
+    step = make_step(name, batch_size)
+    flop = count_flop(step)
+    print(json.dumps({"flop": flop}), flush=True)
+    for _ in sys.stdin:
+        before = forget_peak()
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        peak = memory("VmHWM")
+        print(json.dumps({"seconds": seconds, "peak_gb": peak, "step_gb": peak - before, "flop": flop}), flush=True)
+
+
+def make_step(name: str, batch_size: int) -> Run:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     batch = {
@@ -150,15 +163,7 @@ def work(name: str, batch_size: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    flop = count_flop(step)
-    print(json.dumps({"flop": flop}), flush=True)
-    for _ in sys.stdin:
-        before = forget_peak()
-        start = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - start
-        peak = memory("VmHWM")
-        print(json.dumps({"seconds": seconds, "peak_gb": peak, "step_gb": peak - before, "flop": flop}), flush=True)
+    return step
 
 
 def make_model(name: str) -> torch.nn.Module:
