@@ -144,7 +144,7 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         input_features: torch.Tensor,
         generation_config: GenerationConfig | None = None,
