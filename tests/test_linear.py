@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_clap.linear import (
+    FEW_WEIGHTS,
     ONEDNN_DTYPES,
     Conv2d,
     Linear,
@@ -202,10 +203,18 @@ def test_packed_weights_give_the_same(packed, shape):
     with torch.inference_mode():
         output = packed(hidden)
         expected = F.linear(hidden.double(), packed.weight.double(), packed.bias.double())
-    assert (packed.packed._kept is not None) == (packed.weight.dtype == torch.bfloat16)
+    assert packed.packed._kept is not None
     assert output.shape == expected.shape
     tolerance = 2**-8 if packed.weight.dtype == torch.bfloat16 else 1e-6  # half a step of bfloat16's 8 bits
     assert torch.allclose(output.double(), expected, rtol=tolerance, atol=2e-6)
+
+
+def test_many_float32_weights_are_not_held_twice():
+    layer = PackedLinear(256, 257)
+    with torch.inference_mode():
+        layer(torch.randn(3, 256))
+    assert layer.weight.numel() > FEW_WEIGHTS
+    assert layer.packed._kept is None
 
 
 def test_packed_weights_follow_theirs(packed):

@@ -68,11 +68,15 @@ def eager_attention_forward(
     """Attention written out, with the arguments of transformers' interface; heads before positions."""
     heads = query.shape[1]
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))  # (batch * heads, length, head_dim)
+    if key.dtype == torch.bfloat16:
+        key = key.contiguous()  # else oneDNN's product copies it number by number
     unused_sum = query.new_empty(1, 1, 1)  # times beta=0: the product is scaled without a pass of its own
     scores = torch.baddbmm(unused_sum, query, key.transpose(1, 2), beta=0, alpha=scaling).unflatten(0, (-1, heads))
     if attention_mask is not None:
         # in place it has a gradient that copies all scores twice
         scores = scores + attention_mask if scores.requires_grad else scores.add_(attention_mask)
-    weights = F.dropout(scores.softmax(dim=-1), dropout, module.training)  # float32 inside, whatever the precision
+    in_place = is_eager_on_cpu(scores) and not scores.requires_grad
+    weights = torch.softmax(scores, dim=-1, out=scores if in_place else None)  # float32 inside, whatever the precision
+    weights = F.dropout(weights, dropout, module.training)
     attended = (weights.flatten(0, 1) @ value).unflatten(0, (-1, heads))
     return attended.transpose(1, 2).contiguous(), weights

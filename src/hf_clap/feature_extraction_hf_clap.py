@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from .linear import nothing_rewrites
+from .linear import ONEDNN_DTYPES, nothing_rewrites, onednn_linear
 from .waveform import AudioError, as_waveform, is_batch, iter_windows, resample, valid_rate
 
 # What transformers itself adds to a feature extractor's JSON.
@@ -23,8 +24,9 @@ STORED_BY_TRANSFORMERS = {
 
 INT16_MAX = 32767
 
-# Samples, in frames, transformed at a time on a CPU: their spectra then stay in its cache (4x against a whole batch).
-CPU_SAMPLES = 2**18
+# Of the frames that a core transforms at a time: smaller pieces cost more calls, larger ones, such as those of a whole
+# batch, leave its cache (4x).
+PIECE_BYTES = 2**21
 
 
 class HfClapFeatureExtractor(SequenceFeatureExtractor):
@@ -267,38 +269,53 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         The same on a CPU, without gradients, into `log_mel` `(frames, mels)`: in pieces that stay in the cache, and in
         memory that is used again.
         """
-        window, _, bands = self.front_end(waveform.device, waveform.dtype)
-        pieces = log_mel.tensor_split(math.ceil(len(log_mel) * self.n_fft / CPU_SAMPLES))
-        first, last = min(band.first_bin for band in bands), max(band.last_bin for band in bands)
-        windowed = waveform.new_empty(len(pieces[0]), self.win_length)
-        magnitudes = waveform.new_empty(len(pieces[0]), last - first)
+        window, _, used = self.front_end(waveform.device, waveform.dtype)
+        product = onednn_linear if waveform.dtype in ONEDNN_DTYPES else F.linear
+        frames, piece_bytes = log_mel.shape[0], PIECE_BYTES * torch.get_num_threads()
+        pieces = log_mel.tensor_split(math.ceil(frames * self.n_fft * waveform.element_size() / piece_bytes))
+        windowed = waveform.new_empty(pieces[0].shape[0], self.win_length)
+        magnitudes = waveform.new_empty(pieces[0].shape[0], used.last_bin - used.first_bin)
+        edges = self._edges(frames)
         start = 0
         for piece in pieces:
-            stop = start + len(piece)
-            torch.mul(self._frames(waveform, start, stop), window, out=windowed[: len(piece)])
-            spectrum = torch.fft.rfft(windowed[: len(piece)], n=self.n_fft)
-            squares = torch.view_as_real(spectrum)[:, first:last].square_()  # (frames, bins, 2)
-            magnitude = torch.add(squares[..., 0], squares[..., 1], out=magnitudes[: len(piece)])
+            frames = piece.shape[0]
+            cuts = [start, *(edge for edge in edges if start < edge < start + frames), start + frames]
+            for begin, end in pairwise(cuts):
+                torch.mul(self._frames(waveform, begin, end), window, out=windowed[begin - start : end - start])
+            spectrum = torch.fft.rfft(windowed[:frames], n=self.n_fft)
+            squares = torch.view_as_real(spectrum)[:, used.first_bin : used.last_bin].square_()  # (frames, bins, 2)
+            magnitude = torch.add(squares[..., 0], squares[..., 1], out=magnitudes[:frames])
             if self.power == 1:
                 magnitude.sqrt_()
-            for band in bands:
-                bins = magnitude[:, band.first_bin - first : band.last_bin - first]
-                torch.mm(bins, band.weights, out=piece[:, band.first_mel : band.last_mel])
-            start = stop
+            energies = product(magnitude, used.weights, None)
+            if self.log == "db":
+                torch.clamp(energies, min=self.log_floor, out=piece)
+            else:
+                torch.add(energies, self.log_floor, out=piece)
+            start += frames
         if self.log == "db":
-            log_mel.clamp_(min=self.log_floor).log10_().mul_(10)
+            log_mel.log10_().mul_(10)
         else:
-            log_mel.add_(self.log_floor).log_()
+            log_mel.log_()
 
     def _frames(self, waveform: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""
         first = start * self.hop_length - self._reflected
         last = (stop - 1) * self.hop_length + self.win_length - self._reflected
+        before, after = max(-first, 0), max(last - waveform.shape[0], 0)
         stretch = waveform[max(first, 0) : last]
-        if first < 0 or last > len(waveform):
-            pad = (max(-first, 0), max(last - len(waveform), 0))
-            stretch = F.pad(stretch[None], pad, mode="reflect")[0]
+        if before or after:
+            stretch = F.pad(stretch[None], (before, after), mode="reflect")[0]
         return stretch.unfold(-1, self.win_length, self.hop_length)
+
+    def _edges(self, frames: int) -> tuple[int, ...]:
+        """
+        Between which of so many frames those at the clip's ends part from the others, so that only short stretches are
+        copied to be reflected. One more than reach over the end is among them, as what is reflected must be longer
+        than its reflection.
+        """
+        reaching = math.ceil(self._reflected / self.hop_length) + 1
+        return (reaching, frames - reaching) if frames > 2 * reaching else ()
 
     def _frame_count(self, samples: int) -> int:
         return 1 + (samples + 2 * self._reflected - self.win_length) // self.hop_length
@@ -343,19 +360,20 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         # and compiled models alike.
         frames = self._frame_count(self.max_samples)
         features = windows[0].new_empty(len(windows), 1, frames, self.feature_size)
-        mask = torch.zeros(len(windows), frames, dtype=torch.bool, device=features.device)
-        for row, window in enumerate(windows):
+        held = []
+        for row, window in zip(features[:, 0], windows, strict=True):
             waveform = self._fill(window, self.min_samples)
-            held = self._frame_count(len(waveform))
+            held.append(self._frame_count(len(waveform)))
             if _may_be_written(waveform):
-                self._write_log_mel(waveform, features[row, 0, :held])
+                self._write_log_mel(waveform, row[: held[-1]])
             else:
-                features[row, 0, :held] = self.log_mel(waveform)
-            features[row, 0, held:] = self.padding_value
-            mask[row, :held] = True
+                row[: held[-1]] = self.log_mel(waveform)
+            if held[-1] < frames:
+                row[held[-1] :] = self.padding_value
         if self.min_length_s is None:
             return {"input_features": features}
-        return {"input_features": features, "input_features_mask": mask}
+        mask = torch.arange(frames) < torch.tensor(held)[:, None]
+        return {"input_features": features, "input_features_mask": mask.to(features.device)}
 
     def _fuse(self, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """
@@ -402,22 +420,20 @@ def _may_be_written(waveform: torch.Tensor) -> bool:
     return not waveform.requires_grad and nothing_rewrites(waveform)
 
 
-class Band(NamedTuple):
-    """A part of the mel filter bank: neighbouring filters, and the bins that they use."""
+class UsedBins(NamedTuple):
+    """The bins that the mel filter bank uses."""
 
-    first_mel: int
-    last_mel: int  # the one after it, as in a slice
     first_bin: int
-    last_bin: int
-    weights: torch.Tensor  # (bins, mels)
+    last_bin: int  # the one after it, as in a slice
+    weights: torch.Tensor  # (mels, bins), laid out as its transpose, which oneDNN takes as it is
 
 
 class FrontEnd(NamedTuple):
-    """The constants of a log-mel: Hann window `(win_length,)`, mel filter bank `(n_fft // 2 + 1, mels)`, its bands."""
+    """The constants of a log-mel: Hann window `(win_length,)`, mel filter bank `(n_fft // 2 + 1, mels)`."""
 
     window: torch.Tensor
     mel: torch.Tensor
-    bands: tuple[Band, Band]
+    used: UsedBins
 
 
 @lru_cache(maxsize=16)
@@ -449,12 +465,6 @@ def _front_end(
     with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
         window = torch.hann_window(win_length, periodic=True, dtype=torch.float64).to(device, dtype)
         filters = torch.from_numpy(mel).to(device, dtype)
-        # two halves: the lower needs few bins, and more parts cost more calls than they save (measured)
-        middle = feature_size // 2
-        return FrontEnd(window, filters, (_band(filters, 0, middle), _band(filters, middle, feature_size)))
-
-
-def _band(mel: torch.Tensor, first_mel: int, last_mel: int) -> Band:
-    used = mel[:, first_mel:last_mel].any(dim=1).nonzero()[:, 0].tolist() or [0]
-    first_bin, last_bin = used[0], used[-1] + 1
-    return Band(first_mel, last_mel, first_bin, last_bin, mel[first_bin:last_bin, first_mel:last_mel].contiguous())
+        bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
+        first_bin, last_bin = bins[0], bins[-1] + 1
+        return FrontEnd(window, filters, UsedBins(first_bin, last_bin, filters[first_bin:last_bin].T))

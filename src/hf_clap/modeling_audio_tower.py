@@ -31,15 +31,18 @@ class HfClapAudioTower(PreTrainedModel):
 
     @staticmethod
     def _in_pieces(
-        encode: Callable[..., torch.Tensor], hidden: torch.Tensor, *others: torch.Tensor | None
+        encode: Callable[..., torch.Tensor],
+        hidden: torch.Tensor,
+        *others: torch.Tensor | None,
+        clips: int = CPU_CLIPS,
     ) -> torch.Tensor:
-        """`encode` of inputs that have an entry for each clip, on a CPU for a few clips at a time."""
-        if not nothing_rewrites(hidden) or len(hidden) <= CPU_CLIPS:
+        """`encode` of inputs that have an entry for each clip, on a CPU for so many clips at a time."""
+        if not nothing_rewrites(hidden) or len(hidden) <= clips:
             return encode(hidden, *others)
-        pieces = [None if other is None else other.split(CPU_CLIPS) for other in others]
+        pieces = [None if other is None else other.split(clips) for other in others]
         return torch.cat(
             [
                 encode(part, *(None if piece is None else piece[index] for piece in pieces))
-                for index, part in enumerate(hidden.split(CPU_CLIPS))
+                for index, part in enumerate(hidden.split(clips))
             ]
         )

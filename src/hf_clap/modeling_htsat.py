@@ -20,6 +20,10 @@ from .modeling_audio_tower import HfClapAudioTower
 # What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
 SHIFT_PENALTY = -100.0
 
+# Of the hidden states that go through a stage at a time on a CPU: the early stages' few weights want to meet a clip or
+# two, whose hidden states stay in the cache, the later ones' many weights as many clips as do (measured).
+PIECE_BYTES = 3 * 2**19
+
 # Channels of a fused model's input: the whole clip shrunk to a window, and three windows of it.
 FUSION_CHANNELS = 4
 
@@ -326,12 +330,10 @@ class HfClapHtsatModel(HfClapAudioTower):
     def _encode(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
         """(batch, channels, frames, mels) -> (batch, steps, hidden)"""
         normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
-        return self._in_pieces(self._encode_patches, self.patch_embed(self._to_image(normalized), is_longer))
-
-    def _encode_patches(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(batch, patches, dim) -> (batch, steps, hidden)"""
+        hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
         for stage in self.stages:
-            hidden = stage(hidden)
+            clips = PIECE_BYTES // (hidden[0].numel() * hidden.element_size())
+            hidden = self._in_pieces(stage, hidden, clips=max(1, clips))
         # the image's rows are pieces of time, one under the other, and in each piece the bins of the spectrum
         side = math.isqrt(hidden.shape[1])
         pieces = self.norm(hidden).unflatten(1, (self.config.freq_ratio, -1, side))

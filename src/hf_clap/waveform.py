@@ -74,10 +74,18 @@ def as_waveform(audio: Any) -> torch.Tensor:
     waveform = _to_float(audio)
     if waveform.ndim == 2:
         waveform = waveform.mean(dim=0)
-    lowest, highest = waveform.detach().aminmax()  # in one pass, and NaN is passed on
-    if not (lowest >= -MAX_AMPLITUDE and highest <= MAX_AMPLITUDE):
+    if not _is_sound(waveform.detach()):
         raise AudioError("The audio has NaN or infinite samples, or some beyond a million; scale it to [-1, 1].")
     return waveform
+
+
+def _is_sound(waveform: torch.Tensor) -> bool:
+    """Whether all samples are finite and within the greatest amplitude."""
+    # no sample is beyond the root of their energy, which takes half the time; NaN is passed on by both
+    if torch.dot(waveform, waveform) <= MAX_AMPLITUDE**2:
+        return True
+    lowest, highest = waveform.aminmax()
+    return bool(lowest >= -MAX_AMPLITUDE and highest <= MAX_AMPLITUDE)
 
 
 def _to_float(audio: torch.Tensor) -> torch.Tensor:
