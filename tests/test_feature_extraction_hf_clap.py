@@ -8,7 +8,8 @@ from transformers import AutoFeatureExtractor, ClapFeatureExtractor
 import hf_clap
 from conftest import noise, tone
 from hf_clap import AudioError, HfClapFeatureExtractor, as_waveform
-from hf_clap.waveform import is_batch, iter_windows, resample
+from hf_clap.feature_extraction_hf_clap import PIECE_BYTES
+from hf_clap.waveform import as_waveform, is_batch, iter_windows, resample
 
 RATE = 16000
 
@@ -75,10 +76,18 @@ def test_double_precision_is_transformers():
     assert differences[True] < 2e-5 < 1e-2 < differences[False]
 
 
-@pytest.mark.parametrize("extractor_name", ["msclap", "yamnet"])
-@pytest.mark.parametrize("samples", [600, 1024, 60_000, 61_440, 200_001])
-def test_log_mel_in_pieces_is_that_of_the_whole(extractor_name, samples, request):
+@pytest.fixture
+def far_apart():
+    """Frames that overlap by little, so that one at each end reaches over it."""
+    return HfClapFeatureExtractor(hop_length=900)
+
+
+@pytest.mark.parametrize("extractor_name", ["msclap", "yamnet", "far_apart"])
+@pytest.mark.parametrize("samples", [600, 1024, 2048, 2900, 60_000, 61_440, 200_001])
+@pytest.mark.parametrize("piece_bytes", [2**16, PIECE_BYTES])
+def test_log_mel_in_pieces_is_that_of_the_whole(extractor_name, samples, piece_bytes, request, monkeypatch):
     """Without gradients it is computed in pieces, in place; with them by the plain formula, which must agree."""
+    monkeypatch.setattr("hf_clap.feature_extraction_hf_clap.PIECE_BYTES", piece_bytes)
     extractor = request.getfixturevalue(extractor_name)
     waveform = torch.from_numpy(noise(samples / RATE)).double()
     whole = extractor.log_mel(waveform.clone().requires_grad_()).detach()
@@ -336,3 +345,15 @@ def test_saved_and_loaded_extractor_is_the_same(tmp_path, yamnet):
     assert isinstance(loaded, HfClapFeatureExtractor)
     assert loaded.to_dict() == yamnet.to_dict()
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["mel_triangles"] == "mel"
+
+
+@pytest.mark.parametrize("amplitude", [1.0, 9.9e5, 1e6, 1.1e6, -1.1e6, float("inf"), float("nan")])
+def test_loud_is_not_too_loud(amplitude):
+    """Also where the energy of all samples alone does not say that each of them is within the limit."""
+    waveform = torch.full((10_000,), 9e5)
+    waveform[7] = amplitude
+    if abs(amplitude) <= 1e6:
+        assert torch.equal(as_waveform(waveform), waveform)
+    else:
+        with pytest.raises(AudioError, match="NaN or infinite samples, or some beyond a million"):
+            as_waveform(waveform)

@@ -1,8 +1,9 @@
 """Waveform -> log-mel: one feature extractor for the front end of every CLAP, in torch, deterministic unless asked."""
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -210,15 +211,20 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         clips = list(audio) if is_batch(audio) else [audio]
         if not clips:
             raise AudioError("The list of clips is empty; pass at least one clip.")
-        waveforms = [self._prepare(clip, sampling_rate) for clip in clips]
+        # one clip after the other to the end: what was just read is still in the cache
+        waveforms = (self._prepare(clip, sampling_rate) for clip in clips)
         if crop == "fusion":
             features = self._fuse(waveforms)
         else:
-            windows = [self._crop(waveform, crop, generator) for waveform in waveforms]
-            features = self._batch([window for windows_of_clip in windows for window in windows_of_clip])
+            windows: Iterable[list[torch.Tensor]]
+            windows = (self._crop(waveform, crop, generator) for waveform in waveforms)
             if crop == "windows":
-                windows_per_clip = [len(windows_of_clip) for windows_of_clip in windows]
-                features["windows_per_clip"] = torch.tensor(windows_per_clip, device=waveforms[0].device)
+                windows = list(windows)
+                windows_per_clip = torch.tensor([len(windows_of_clip) for windows_of_clip in windows])
+                features = self._batch(chain.from_iterable(windows), int(windows_per_clip.sum()))
+                features["windows_per_clip"] = windows_per_clip.to(features["input_features"].device)
+            else:
+                features = self._batch(chain.from_iterable(windows), len(clips))
         features["input_features"] = features["input_features"].float()
         if return_tensors == "np":
             return BatchFeature({name: value.detach().cpu().numpy() for name, value in features.items()})
@@ -354,16 +360,19 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             start = surplus // 2 if crop == "center" else 0
         return [waveform[start : start + self.max_samples]]
 
-    def _batch(self, windows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Log-mels of windows of at most `max_samples`, padded to the frames of a full window and masked."""
+    def _batch(self, windows: Iterable[torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+        """Log-mels of so many windows of at most `max_samples`, padded to the frames of a full window and masked."""
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
         # and compiled models alike.
         frames = self._frame_count(self.max_samples)
-        features = windows[0].new_empty(len(windows), 1, frames, self.feature_size)
+        features = torch.empty(0)
         held = []
-        for row, window in zip(features[:, 0], windows, strict=True):
+        for number, window in enumerate(windows):
             waveform = self._fill(window, self.min_samples)
             held.append(self._frame_count(len(waveform)))
+            if number == 0:
+                features = waveform.new_empty(count, 1, frames, self.feature_size)
+            row = features[number, 0]
             if _may_be_written(waveform):
                 self._write_log_mel(waveform, row[: held[-1]])
             else:
@@ -375,7 +384,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         mask = torch.arange(frames) < torch.tensor(held)[:, None]
         return {"input_features": features, "input_features_mask": mask.to(features.device)}
 
-    def _fuse(self, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _fuse(self, waveforms: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         """
         Features for LAION's fusion models (laion_clap, `training/data.py`, get_audio_features), which draws its three
         windows at random; here they come from the middle of each third of the possible places.
