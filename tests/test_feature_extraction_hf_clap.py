@@ -9,7 +9,7 @@ import hf_clap
 from conftest import noise, tone
 from hf_clap import AudioError, HfClapFeatureExtractor, as_waveform
 from hf_clap.feature_extraction_hf_clap import PIECE_BYTES
-from hf_clap.waveform import as_waveform, is_batch, iter_windows, resample
+from hf_clap.waveform import is_batch, iter_windows, resample
 
 RATE = 16000
 

@@ -308,19 +308,20 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""
         first = start * self.hop_length - self._reflected
         last = (stop - 1) * self.hop_length + self.win_length - self._reflected
-        before, after = max(-first, 0), max(last - waveform.shape[0], 0)
-        stretch = waveform[max(first, 0) : last]
+        samples = waveform.shape[0]
+        before, after = max(-first, 0), max(last - samples, 0)
         if before or after:
-            stretch = F.pad(stretch[None], (before, after), mode="reflect")[0]
+            # a sample more than is reflected, as reflection goes around one
+            lowest, highest = max(min(first, samples - 1 - after), 0), max(last, before + 1)
+            stretch = F.pad(waveform[None, lowest:highest], (before, after), mode="reflect")[0]
+            stretch = stretch[first - lowest + before :][: last - first]
+        else:
+            stretch = waveform[first:last]
         return stretch.unfold(-1, self.win_length, self.hop_length)
 
     def _edges(self, frames: int) -> tuple[int, ...]:
-        """
-        Between which of so many frames those at the clip's ends part from the others, so that only short stretches are
-        copied to be reflected. One more than reach over the end is among them, as what is reflected must be longer
-        than its reflection.
-        """
-        reaching = math.ceil(self._reflected / self.hop_length) + 1
+        """Where, among so many frames, those that are reflected part from the others, so that only they are copied."""
+        reaching = math.ceil(self._reflected / self.hop_length)
         return (reaching, frames - reaching) if frames > 2 * reaching else ()
 
     def _frame_count(self, samples: int) -> int:
