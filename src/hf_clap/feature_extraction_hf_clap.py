@@ -279,18 +279,20 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         product = onednn_linear if waveform.dtype in ONEDNN_DTYPES else F.linear
         frames, piece_bytes = log_mel.shape[0], PIECE_BYTES * torch.get_num_threads()
         pieces = log_mel.tensor_split(math.ceil(frames * self.n_fft * waveform.element_size() / piece_bytes))
-        windowed = waveform.new_empty(pieces[0].shape[0], self.win_length)
-        magnitudes = waveform.new_empty(pieces[0].shape[0], used.last_bin - used.first_bin)
+        bins = used.last_bin - used.first_bin
+        # for the windowed frames and, once these are transformed, for the magnitudes
+        buffer = waveform.new_empty(pieces[0].shape[0] * max(self.win_length, bins))
         edges = self._edges(frames)
         start = 0
         for piece in pieces:
             frames = piece.shape[0]
             cuts = [start, *(edge for edge in edges if start < edge < start + frames), start + frames]
+            windowed = buffer[: frames * self.win_length].view(frames, -1)
             for begin, end in pairwise(cuts):
                 torch.mul(self._frames(waveform, begin, end), window, out=windowed[begin - start : end - start])
-            spectrum = torch.fft.rfft(windowed[:frames], n=self.n_fft)
+            spectrum = torch.fft.rfft(windowed, n=self.n_fft)
             squares = torch.view_as_real(spectrum)[:, used.first_bin : used.last_bin].square_()  # (frames, bins, 2)
-            magnitude = torch.add(squares[..., 0], squares[..., 1], out=magnitudes[:frames])
+            magnitude = torch.add(squares[..., 0], squares[..., 1], out=buffer[: frames * bins].view(frames, -1))
             if self.power == 1:
                 magnitude.sqrt_()
             energies = product(magnitude, used.weights, None)

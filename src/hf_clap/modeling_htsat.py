@@ -332,7 +332,7 @@ class HfClapHtsatModel(HfClapAudioTower):
         normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
         hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
         for stage in self.stages:
-            clips = PIECE_BYTES // (hidden[0].numel() * hidden.element_size())
+            clips = PIECE_BYTES // (hidden.shape[1:].numel() * hidden.element_size())
             hidden = self._in_pieces(stage, hidden, clips=max(1, clips))
         # the image's rows are pieces of time, one under the other, and in each piece the bins of the spectrum
         side = math.isqrt(hidden.shape[1])
