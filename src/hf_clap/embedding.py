@@ -23,7 +23,7 @@ from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
 from .waveform import AudioError, iter_windows
 
-TEXT_BATCH_SIZE = 32
+TEXT_BATCH_SIZE = 32  # more are padded more, fewer pack the weights more often (measured)
 # settings that say where a model is from, and those that saving it adds
 ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version", "auto_map")
 SAVED_AS = ("architectures", "dtype", "processor_class")

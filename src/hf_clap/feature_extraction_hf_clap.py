@@ -218,13 +218,14 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         else:
             windows: Iterable[list[torch.Tensor]]
             windows = (self._crop(waveform, crop, generator) for waveform in waveforms)
-            if crop == "windows":
+            windows_per_clip = [1] * len(clips)
+            if crop == "windows":  # how many there are is only known afterwards
                 windows = list(windows)
-                windows_per_clip = torch.tensor([len(windows_of_clip) for windows_of_clip in windows])
-                features = self._batch(chain.from_iterable(windows), int(windows_per_clip.sum()))
-                features["windows_per_clip"] = windows_per_clip.to(features["input_features"].device)
-            else:
-                features = self._batch(chain.from_iterable(windows), len(clips))
+                windows_per_clip = [len(windows_of_clip) for windows_of_clip in windows]
+            features = self._batch(chain.from_iterable(windows), sum(windows_per_clip))
+            if crop == "windows":
+                device = features["input_features"].device
+                features["windows_per_clip"] = torch.tensor(windows_per_clip, device=device)
         features["input_features"] = features["input_features"].float()
         if return_tensors == "np":
             return BatchFeature({name: value.detach().cpu().numpy() for name, value in features.items()})

@@ -74,12 +74,12 @@ def as_waveform(audio: Any) -> torch.Tensor:
     waveform = _to_float(audio)
     if waveform.ndim == 2:
         waveform = waveform.mean(dim=0)
-    if not _is_sound(waveform.detach()):
+    if not _is_in_range(waveform.detach()):
         raise AudioError("The audio has NaN or infinite samples, or some beyond a million; scale it to [-1, 1].")
     return waveform
 
 
-def _is_sound(waveform: torch.Tensor) -> bool:
+def _is_in_range(waveform: torch.Tensor) -> bool:
     """Whether all samples are finite and within the greatest amplitude."""
     # no sample is beyond the root of their energy, which takes half the time; NaN is passed on by both
     if torch.dot(waveform, waveform) <= MAX_AMPLITUDE**2:
