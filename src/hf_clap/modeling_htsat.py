@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapHtsatConfig
 from .derived import Derived
-from .linear import PackedLinear, add_linear, is_plain_inference, linear_gelu
+from .linear import Conv2d, PackedLinear, add_linear, is_plain_inference, linear_gelu
 from .modeling_audio_tower import HfClapAudioTower
 
 # What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
@@ -55,10 +55,10 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: HfClapHtsatConfig):
         super().__init__()
         size, channels = config.patch_size, config.patch_embed_dim
-        self.projection = nn.Conv2d(1, channels, size, stride=size)
+        self.projection = Conv2d(1, channels, size, stride=size)
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         if config.fusion:
-            self.local_projection = nn.Conv2d(1, channels, (size, 3 * size), stride=(size, 3 * size))
+            self.local_projection = Conv2d(1, channels, (size, 3 * size), stride=(size, 3 * size))
             self.fusion = FeatureFusion(channels, config.fusion_reduction)
 
     def forward(self, image: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
