@@ -28,19 +28,20 @@ def test_is_made_once(doubled):
     assert len(made) == 1
 
 
+@pytest.mark.parametrize("layout", [lambda tensor: tensor, torch.t, lambda tensor: tensor[:, ::2]])
 @pytest.mark.parametrize(
     "change",
     [
         lambda tensor: tensor.add_(1),
-        lambda tensor: tensor.__setitem__(7, 5.0),
+        lambda tensor: tensor.__setitem__((1, 7), 5.0),
         lambda tensor: tensor.data.mul_(3),
         lambda tensor: setattr(tensor, "data", tensor.data.clone().mul_(3)),
         lambda tensor: nn.init.zeros_(tensor),
     ],
 )
-def test_is_made_anew_when_the_tensor_changes(doubled, change):
+def test_is_made_anew_when_the_tensor_changes(doubled, change, layout):
     call, made = doubled
-    tensor = torch.randn(1000)
+    tensor = layout(torch.randn(30, 40))
     call(tensor)
     change(tensor)
     assert torch.equal(call(tensor), 2 * tensor)

@@ -101,7 +101,7 @@ def test_shifted_windows_keep_the_images_ends_apart(small):
     """The mask's own penalty, not the roll: without it the block would mix the last patch row into the first."""
     block = small.stages[0].blocks[1]
     assert (block.resolution, block.window_size, block.shift) == (32, 4, 2)
-    _, _, mask = block.lay_out()
+    mask = block.make_shift_mask()
     assert mask.shape == (64, 16, 16)
     assert torch.equal(mask, mask.transpose(1, 2))
     per_window = (mask != 0).sum(dim=(1, 2))

@@ -124,7 +124,7 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
 
 
 def _has_computed_masks(model: HfClapModel) -> bool:
-    masks = [(block.shift_mask, block.lay_out()[2]) for block in model.modules() if isinstance(block, SwinBlock)]
+    masks = [(block.shift_mask, block.make_shift_mask()) for block in model.modules() if isinstance(block, SwinBlock)]
     return all(
         torch.equal(mask.float(), computed) for mask, computed in masks if mask is not None and computed is not None
     )

@@ -22,15 +22,16 @@ class Linear(nn.Linear):
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not has_onednn(hidden, self.weight):
+        weight = self.weight
+        if not has_onednn(hidden, weight):
             return super().forward(hidden)
         if torch.is_grad_enabled():
-            return _LinearWithGradients.apply(hidden, self.weight, self.bias)
-        return onednn_linear(hidden, self.onednn_weight(), self.bias)
+            return _LinearWithGradients.apply(hidden, weight, self.bias)
+        return onednn_linear(hidden, self.onednn_weight(weight), self.bias)
 
-    def onednn_weight(self) -> torch.Tensor:
-        """The weights in the layout in which oneDNN gets them."""
-        return self.weight
+    def onednn_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """The layer's weights in the layout in which oneDNN gets them."""
+        return weight
 
 
 class PackedLinear(Linear):
@@ -48,24 +49,24 @@ class PackedLinear(Linear):
             self.packed.clear()  # until the next inference
         return super().train(mode)
 
-    def onednn_weight(self) -> torch.Tensor:
-        if self.weight.dtype != torch.bfloat16 and self.weight.numel() > FEW_WEIGHTS:
-            return self.weight
-        weight = self.weight.detach()
-        return self.packed([weight], lambda: torch.ops.mkldnn._reorder_linear_weight(weight, None))
+    def onednn_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype != torch.bfloat16 and weight.numel() > FEW_WEIGHTS:
+            return weight
+        return self.packed([weight], lambda: torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None))
 
 
 def linear_gelu(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """`gelu(layer(hidden))`, in one pass where the layer is ours: an adapter around it adds to what it gives."""
-    if _is_ours(layer) and is_plain_inference(hidden, layer.weight):
-        return onednn_linear(hidden, layer.onednn_weight(), layer.bias, "gelu")
+    if _is_ours(layer) and is_plain_inference(hidden, weight := layer.weight):
+        return onednn_linear(hidden, layer.onednn_weight(weight), layer.bias, "gelu")
     return F.gelu(layer(hidden))
 
 
 def add_linear(residual: torch.Tensor, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """`residual + layer(hidden)`, likewise."""
-    if _is_ours(layer) and is_plain_inference(hidden, layer.weight):
-        return torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, layer.onednn_weight(), layer.bias, "add")
+    if _is_ours(layer) and is_plain_inference(hidden, weight := layer.weight):
+        weight = layer.onednn_weight(weight)
+        return torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, weight, layer.bias, "add")
     return residual + layer(hidden)
 
 
@@ -159,7 +160,7 @@ def onednn_linear(
 ) -> torch.Tensor:
     """A linear layer, then "none", "relu" or "gelu"; the weight may be one that oneDNN has packed."""
     # as torch.compile does; GELU by the error function, not "tanh"
-    return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, then, [], "none")
+    return torch.ops.mkldnn._linear_pointwise.default(hidden, weight, bias, then, [], "none")
 
 
 def is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -171,7 +172,7 @@ def has_onednn(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether it is float32, or bfloat16 that this CPU has, computed as written."""
     return (
         type(weight) in (nn.Parameter, torch.Tensor)
-        and weight.device.type == "cpu"
+        and weight.is_cpu
         and hidden.dtype == weight.dtype
         and hidden.dtype in ONEDNN_DTYPES
         and bool(torch.backends.mkldnn.enabled)
@@ -188,7 +189,7 @@ def is_eager_on_cpu(tensor: torch.Tensor) -> bool:
     """Whether operators on it run on a CPU one by one: no compiler, tensor class or transform is at work."""
     return (
         type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
+        and tensor.is_cpu
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0

@@ -154,8 +154,6 @@ class DropPath(nn.Module):
 class SwinBlock(GradientCheckpointingLayer):
     """Window attention and an MLP, each with a residual; every second block of a stage shifts its windows by half."""
 
-    window_order: torch.Tensor
-    image_order: torch.Tensor
     shift_mask: torch.Tensor | None
 
     def __init__(self, config: HfClapHtsatConfig, stage: int, shifted: bool, drop_path: float):
@@ -171,16 +169,11 @@ class SwinBlock(GradientCheckpointingLayer):
         self.linear2 = PackedLinear(round(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
-        window_order, image_order, shift_mask = self.lay_out()
-        self.register_buffer("window_order", window_order, persistent=False)
-        self.register_buffer("image_order", image_order, persistent=False)
-        self.register_buffer("shift_mask", shift_mask)  # msclap's and LAION's files hold it, and it counts there
+        self.register_buffer("shift_mask", self.make_shift_mask())  # msclap's and LAION's have it, and it counts there
 
-    def lay_out(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def window_order(self) -> torch.Tensor:
         """
-        Where the windows lie: `window_order` `(patches,)`, the place in the image of each patch as the attention takes
-        them; `image_order`, the way back; and in shifted blocks `shift_mask` `(windows, length, length)`, a penalty on
-        pairs that the cyclic shift brought together.
+        (patches,): the place in the image of each patch as the attention takes them.
 
         A shifted block's windows differ in their mask, so that an image is one group: all first patches of a window,
         then all second ones. In the other blocks each window is a group, and the bias needs no copy for each.
@@ -188,17 +181,21 @@ class SwinBlock(GradientCheckpointingLayer):
         side, size = self.resolution // self.window_size, self.window_size
         place = torch.arange(self.resolution**2).view(self.resolution, self.resolution)
         place = place.roll((-self.shift, -self.shift), dims=(0, 1)).view(side, size, side, size)
-        order = place.permute((1, 3, 0, 2) if self.shift else (0, 2, 1, 3)).flatten()
+        return place.permute((1, 3, 0, 2) if self.shift else (0, 2, 1, 3)).flatten()
+
+    def make_shift_mask(self) -> torch.Tensor | None:
+        """(windows, length, length): a penalty on pairs that the cyclic shift brought together, in shifted blocks."""
         if not self.shift:
-            return order, order.argsort(), None
+            return None
+        order, length = self.window_order(), self.window_size**2
         # patches from the image's other end are in a region of their own, in either direction
         row, column = order // self.resolution, order % self.resolution
-        region = (2 * (row < self.shift) + (column < self.shift)).view(size**2, side**2).T  # (windows, length)
+        region = (2 * (row < self.shift) + (column < self.shift)).view(length, -1).T  # (windows, length)
         apart = region[:, :, None] != region[:, None]
-        return order, order.argsort(), torch.where(apart, SHIFT_PENALTY, 0.0)
+        return torch.where(apart, SHIFT_PENALTY, 0.0)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(batch, patches, dim), in `window_order` -> the same"""
+        """(batch, patches, dim), in `window_order`"""
         windows = 1 if self.shift_mask is None else len(self.shift_mask)  # in a group
         parted = self.norm1(hidden).view(-1, self.window_size**2, windows, hidden.shape[-1])
         attended = self.attention(parted, self.shift_mask).view_as(hidden)
@@ -221,31 +218,47 @@ class PatchMerging(nn.Module):
         self.reduction = PackedLinear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(batch, patches, dim) -> (batch, patches / 4, 2 * dim)"""
-        side = math.isqrt(hidden.shape[1])
-        hidden = hidden.unflatten(1, (side, side))
-        corners = [hidden[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1).flatten(1, 2)))
+        """(batch, patches, dim), neighbours one after the other -> (batch, patches / 4, 2 * dim)"""
+        batch, patches, dim = hidden.shape
+        return self.reduction(self.norm(hidden.view(batch, patches // 4, 4 * dim)))
 
 
 class SwinStage(nn.Module):
     """Blocks of one resolution, and the step down to the next."""
+
+    orders: torch.Tensor
 
     def __init__(self, config: HfClapHtsatConfig, stage: int, drop_path: list[float]):
         super().__init__()
         self.blocks = nn.ModuleList(
             SwinBlock(config, stage, index % 2 == 1, rate) for index, rate in enumerate(drop_path)
         )
-        is_last = stage + 1 == len(config.depths)
+        self.resolution = config.image_size // config.patch_size // 2**stage
+        self.is_last = stage + 1 == len(config.depths)
         dim = config.patch_embed_dim * 2**stage
-        self.downsample = nn.Identity() if is_last else PatchMerging(dim, config.layer_norm_eps)
+        self.downsample = nn.Identity() if self.is_last else PatchMerging(dim, config.layer_norm_eps)
+        self.register_buffer("orders", self.lay_out(), persistent=False)
+
+    def lay_out(self) -> torch.Tensor:
+        """
+        (blocks + 1, patches): where each block's patches are in what comes before it, the image or the block before;
+        and at last those of what comes after: the image's, or for the step down four neighbours one after the other.
+        """
+        image = torch.arange(self.resolution**2)
+        corners = image.view(self.resolution // 2, 2, -1, 2).permute(0, 2, 3, 1).flatten() if not self.is_last else image
+        orders, place = [], image  # of the image's patches in what comes before
+        for block in self.blocks:
+            order = block.window_order()
+            orders.append(place[order])
+            place = order.argsort()
+        return torch.stack([*orders, place[corners]])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        place = None  # of the image's patches among `hidden`, once they are no more in the image's order
-        for block in self.blocks:
-            order = block.window_order if place is None else place[block.window_order]
-            hidden, place = block(hidden.index_select(1, order)), block.image_order
-        return self.downsample(hidden if place is None else hidden.index_select(1, place))
+        """(batch, patches, dim) -> the same, or (batch, patches / 4, 2 * dim)"""
+        *before, after = self.orders
+        for block, order in zip(self.blocks, before, strict=True):
+            hidden = block(hidden.index_select(1, order))
+        return self.downsample(hidden.index_select(1, after))
 
 
 class HfClapHtsatModel(HfClapAudioTower):
@@ -290,11 +303,10 @@ class HfClapHtsatModel(HfClapAudioTower):
         if isinstance(module, WindowAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
             init.copy_(module.relative_position_index, module.make_index())
-        elif isinstance(module, SwinBlock):
-            buffers = (module.window_order, module.image_order, module.shift_mask)
-            for buffer, value in zip(buffers, module.lay_out(), strict=True):
-                if buffer is not None and value is not None:
-                    init.copy_(buffer, value)
+        elif isinstance(module, SwinBlock) and module.shift_mask is not None:
+            init.copy_(module.shift_mask, module.make_shift_mask())
+        elif isinstance(module, SwinStage):
+            init.copy_(module.orders, module.lay_out())
 
     def forward(
         self,
