@@ -1,16 +1,13 @@
 """Linear layers and convolutions at the speed that a CPU has, which PyTorch misses where it does not compile."""
 
-from typing import Any, Self, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .derived import Derived
-
-# Up to so many float32 weights are kept packed as well, for layers of few weights that meet many rows: it costs next
-# to no memory, and packing them at each call a seventh of their time on two cores. Their gradients are MKL's.
+# The gradient of so few weights in float32 is left to MKL.
 FEW_WEIGHTS = 2**16
 
 
@@ -22,56 +19,11 @@ class Linear(nn.Linear):
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
-        if not has_onednn(hidden, weight):
+        if not has_onednn(hidden, self.weight):
             return super().forward(hidden)
         if torch.is_grad_enabled():
-            return _LinearWithGradients.apply(hidden, weight, self.bias)
-        return onednn_linear(hidden, self.onednn_weight(weight), self.bias)
-
-    def onednn_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """The layer's weights in the layout in which oneDNN gets them."""
-        return weight
-
-
-class PackedLinear(Linear):
-    """
-    `Linear` that at inference keeps its weights as oneDNN wants them beside those that it has, instead of packing them
-    anew at each call: in bfloat16, where both together take what float32 weights take, and where they are few.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True):
-        super().__init__(in_features, out_features, bias)
-        self.packed: Derived[torch.Tensor] = Derived()
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self.packed.clear()  # until the next inference
-        return super().train(mode)
-
-    def onednn_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        if weight.dtype != torch.bfloat16 and weight.numel() > FEW_WEIGHTS:
-            return weight
-        return self.packed([weight], lambda: torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None))
-
-
-def linear_gelu(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """`gelu(layer(hidden))`, in one pass where the layer is ours: an adapter around it adds to what it gives."""
-    if _is_ours(layer) and is_plain_inference(hidden, weight := layer.weight):
-        return onednn_linear(hidden, layer.onednn_weight(weight), layer.bias, "gelu")
-    return F.gelu(layer(hidden))
-
-
-def add_linear(residual: torch.Tensor, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """`residual + layer(hidden)`, likewise."""
-    if _is_ours(layer) and is_plain_inference(hidden, weight := layer.weight):
-        weight = layer.onednn_weight(weight)
-        return torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, weight, layer.bias, "add")
-    return residual + layer(hidden)
-
-
-def _is_ours(layer: nn.Module) -> TypeGuard[Linear]:
-    return type(layer) in (Linear, PackedLinear) and not (layer._forward_hooks or layer._forward_pre_hooks)
+            return _LinearWithGradients.apply(hidden, self.weight, self.bias)
+        return onednn_linear(hidden, self.weight, self.bias)
 
 
 class _LinearWithGradients(torch.autograd.Function):
@@ -163,6 +115,13 @@ def onednn_linear(
     return torch.ops.mkldnn._linear_pointwise.default(hidden, weight, bias, then, [], "none")
 
 
+def onednn_add_linear(
+    residual: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The residual and a linear layer of `hidden`, likewise."""
+    return torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, weight, bias, "add")
+
+
 def is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether oneDNN may compute it, and without gradients."""
     return not torch.is_grad_enabled() and has_onednn(hidden, weight)
@@ -171,13 +130,17 @@ def is_plain_inference(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
 def has_onednn(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether it is float32, or bfloat16 that this CPU has, computed as written."""
     return (
-        type(weight) in (nn.Parameter, torch.Tensor)
-        and weight.is_cpu
+        is_plain(weight)
         and hidden.dtype == weight.dtype
         and hidden.dtype in ONEDNN_DTYPES
         and bool(torch.backends.mkldnn.enabled)
         and nothing_rewrites(hidden)
     )
+
+
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether it is numbers in a CPU's memory, and nothing that says itself how it is applied."""
+    return type(weight) in (nn.Parameter, torch.Tensor) and weight.is_cpu
 
 
 def nothing_rewrites(tensor: torch.Tensor) -> bool:

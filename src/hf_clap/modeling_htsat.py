@@ -13,9 +13,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapHtsatConfig
-from .derived import Derived
-from .linear import Conv2d, PackedLinear, add_linear, is_plain_inference, linear_gelu
+from .linear import Conv2d, Linear
 from .modeling_audio_tower import HfClapAudioTower
+from .prepared_stage import StagePreparation
 
 # What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
 SHIFT_PENALTY = -100.0
@@ -87,18 +87,12 @@ class WindowAttention(HeadsAttention):
     def __init__(self, config: HfClapHtsatConfig, dim: int, num_heads: int, window_size: int):
         super().__init__(config, dim // num_heads)
         self.window_size = window_size
-        self.query = PackedLinear(dim, dim)
-        self.key = PackedLinear(dim, dim)
-        self.value = PackedLinear(dim, dim)
-        self.output = PackedLinear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key = Linear(dim, dim)
+        self.value = Linear(dim, dim)
+        self.output = Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        self.kept_bias: Derived[torch.Tensor] = Derived()
         self.register_buffer("relative_position_index", self.make_index(), persistent=False)
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self.kept_bias.clear()  # until the next inference
-        return super().train(mode)
 
     def make_index(self) -> torch.Tensor:
         """(length * length,): the row of the table for each pair of a window's `length` patches."""
@@ -126,15 +120,11 @@ class WindowAttention(HeadsAttention):
             shift_mask: `(windows, length, length)`, added to the attention scores.
 
         Returns:
-            torch.Tensor: as `hidden`; what the heads found, before `output`, which the block adds to its residual.
+            torch.Tensor: as `hidden`.
         """
-        table = self.relative_position_bias_table
-        if is_plain_inference(hidden, table):
-            bias = self.kept_bias((table, shift_mask), lambda: self.position_bias(shift_mask))
-        else:
-            bias = self.position_bias(shift_mask)
         query, key, value = (layer(hidden).flatten(2) for layer in (self.query, self.key, self.value))
-        return self.attend(query, key, value, bias, self.config.attention_dropout).view_as(hidden)
+        bias = self.position_bias(shift_mask)
+        return self.output(self.attend(query, key, value, bias, self.config.attention_dropout).view(hidden.shape))
 
 
 class DropPath(nn.Module):
@@ -165,8 +155,8 @@ class SwinBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attention = WindowAttention(config, dim, config.num_attention_heads[stage], self.window_size)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.linear1 = PackedLinear(dim, round(dim * config.mlp_ratio))
-        self.linear2 = PackedLinear(round(dim * config.mlp_ratio), dim)
+        self.linear1 = Linear(dim, round(dim * config.mlp_ratio))
+        self.linear2 = Linear(round(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
         self.register_buffer("shift_mask", self.make_shift_mask())  # msclap's and LAION's have it, and it counts there
@@ -198,15 +188,11 @@ class SwinBlock(GradientCheckpointingLayer):
         """(batch, patches, dim), in `window_order`"""
         windows = 1 if self.shift_mask is None else len(self.shift_mask)  # in a group
         parted = self.norm1(hidden).view(-1, self.window_size**2, windows, hidden.shape[-1])
-        attended = self.attention(parted, self.shift_mask).view_as(hidden)
-        hidden = self._add(hidden, self.attention.output, attended)
-        return self._add(hidden, self.linear2, linear_gelu(self.linear1, self.norm2(hidden)))
+        hidden = self._add(hidden, self.attention(parted, self.shift_mask).view(hidden.shape))
+        return self._add(hidden, self.linear2(F.gelu(self.linear1(self.norm2(hidden)))))
 
-    def _add(self, residual: torch.Tensor, layer: nn.Module, branch: torch.Tensor) -> torch.Tensor:
-        """The residual and what a branch's last layer gives."""
-        if self.training:
-            return residual + self.drop_path(self.dropout(layer(branch)))
-        return add_linear(residual, layer, branch)
+    def _add(self, residual: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        return residual + self.drop_path(self.dropout(branch))
 
 
 class PatchMerging(nn.Module):
@@ -215,7 +201,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=eps)
-        self.reduction = PackedLinear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim), neighbours one after the other -> (batch, patches / 4, 2 * dim)"""
@@ -238,6 +224,12 @@ class SwinStage(nn.Module):
         dim = config.patch_embed_dim * 2**stage
         self.downsample = nn.Identity() if self.is_last else PatchMerging(dim, config.layer_norm_eps)
         self.register_buffer("orders", self.lay_out(), persistent=False)
+        self.preparation = StagePreparation()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.preparation.clear()  # until the next inference
+        return super().train(mode)
 
     def lay_out(self) -> torch.Tensor:
         """
@@ -255,6 +247,9 @@ class SwinStage(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim) -> the same, or (batch, patches / 4, 2 * dim)"""
+        prepared = self.preparation(self, hidden)
+        if prepared is not None:
+            return prepared(hidden)
         *before, after = self.orders
         for block, order in zip(self.blocks, before, strict=True):
             hidden = block(hidden.index_select(1, order))
