@@ -24,12 +24,14 @@ MAY_IMPORT = {
     "plot": set(),
     "projections": {"configuration_hf_clap"},
     "attention": {"linear"},
-    "modeling_audio_tower": {"linear"},
+    "freed_memory": set(),
+    "modeling_audio_tower": {"freed_memory", "linear"},
     "modeling_cnn14": {"configuration_hf_clap", "folded_conv", "modeling_audio_tower"},
     "derived": set(),
-    "linear": {"derived"},
+    "linear": set(),
     "folded_conv": {"derived", "linear"},
-    "modeling_htsat": {"attention", "configuration_hf_clap", "derived", "linear", "modeling_audio_tower"},
+    "prepared_stage": {"attention", "derived", "linear"},
+    "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower", "prepared_stage"},
     "modeling_patch_cnn": {"configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_hf_clap": {
         "configuration_hf_clap",
@@ -85,7 +87,14 @@ MAY_IMPORT = {
     },
     "search": {"index_file", "pipeline"},
     "demo": {"audio", "pipeline", "plot", "search", "waveform"},
-    "embedding": {"audio", "feature_extraction_hf_clap", "modeling_hf_clap", "processing_hf_clap", "waveform"},
+    "embedding": {
+        "audio",
+        "feature_extraction_hf_clap",
+        "freed_memory",
+        "modeling_hf_clap",
+        "processing_hf_clap",
+        "waveform",
+    },
     "prompts": set(),
     "pipeline": {
         "configuration_hf_clap",
@@ -182,8 +191,10 @@ TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.star
     "attention",
     "derived",
     "folded_conv",
+    "freed_memory",
     "linear",
     "losses",
+    "prepared_stage",
     "projections",
     "waveform",
 ]
@@ -243,7 +254,17 @@ def test_imports_go_one_way(name):
 @pytest.mark.parametrize("name", TRAVELS)
 def test_what_travels_needs_transformers_only(name):
     _, others = imports_of(name)
-    standard = {"collections", "copy", "dataclasses", "functools", "inspect", "itertools", "math", "typing"}
+    standard = {
+        "collections",
+        "copy",
+        "dataclasses",
+        "functools",
+        "inspect",
+        "itertools",
+        "math",
+        "operator",
+        "typing",
+    }
     assert others - standard <= {"huggingface_hub", "numpy", "torch", "transformers"}
 
 

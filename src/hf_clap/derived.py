@@ -3,8 +3,9 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain, repeat
 from operator import is_
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +35,7 @@ class Derived(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[Hashable, list[_Seen | None], T] | None = None
+        self._kept: tuple[Hashable, _Witness, T] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_kept": None}
@@ -42,13 +43,13 @@ class Derived(Generic[T]):
     def __call__(self, sources: Sequence[torch.Tensor | None], make: Callable[[], T], variant: Hashable = None) -> T:
         """
         Args:
-            sources: the tensors that it is made of, always as many.
+            sources: the tensors on the CPU that it is made of, always as many.
             make: makes it, without gradients; in a `variant` of which one is kept.
         """
         kept = self._kept  # once, for another thread may make it at the same time
-        if kept is None or kept[0] != variant or not all(map(_is_as_seen, kept[1], sources)):
+        if kept is None or kept[0] != variant or not kept[1].are_as_seen(sources):
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = kept = variant, [_see(source) for source in sources], make()
+                self._kept = kept = variant, _Witness(sources), make()
         return kept[2]
 
     def clear(self) -> None:
@@ -56,36 +57,39 @@ class Derived(Generic[T]):
         self._kept = None
 
 
-class _Seen(NamedTuple):
+class _Witness:
     """
-    Of a tensor, so that a change shows: by an operator, which torch counts, or by other memory. What is done through
+    Of tensors, so that a change shows: by an operator, which torch counts, or by other memory. What is done through
     `.data`, as in merging LoRA, is not counted; it changes most values, and so some of a sample of them.
     """
 
-    place: int  # of its memory
-    version: int
-    sample: torch.Tensor  # a view, whose values are the tensor's own
-    values: torch.Tensor  # of the sample, as they were seen
+    def __init__(self, tensors: Sequence[torch.Tensor | None]):
+        self._state = self._look(tensors)
+        self._samples = [_sample(tensor) for tensor in tensors if tensor is not None]
+        self._values = self._read()
+
+    def are_as_seen(self, tensors: Sequence[torch.Tensor | None]) -> bool:
+        return self._look(tensors) == self._state and self._read() == self._values
+
+    @staticmethod
+    def _look(tensors: Sequence[torch.Tensor | None]) -> list[Any]:
+        """Where their memory is, and how often operators have changed it, which is not counted in inference mode."""
+        return [
+            None if tensor is None else (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for tensor in tensors
+        ]
+
+    def _read(self) -> list[bytes]:
+        return list(map(np.ndarray.tobytes, self._samples))
 
 
-def _see(tensor: torch.Tensor | None) -> _Seen | None:
-    if tensor is None:
-        return None
+def _sample(tensor: torch.Tensor) -> np.ndarray:
+    """Some of its values, as they are in its memory at any time."""
     side = SAMPLE ** (1 / max(1, tensor.ndim))
     sample = tensor.detach()[tuple(slice(None, None, max(1, int(size / side))) for size in tensor.shape)]
-    return _Seen(tensor.data_ptr(), _version(tensor), sample, sample.clone())
-
-
-def _is_as_seen(seen: _Seen | None, tensor: torch.Tensor | None) -> bool:
-    if seen is None or tensor is None:
-        return seen is tensor
-    place, version, sample, values = seen
-    return tensor.data_ptr() == place and _version(tensor) == version and torch.equal(sample, values)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """How often operators have changed it, which is not counted in inference mode."""
-    return 0 if tensor.is_inference() else tensor._version
+    if sample.dtype == torch.bfloat16:
+        sample = sample.view(torch.int16)  # which NumPy knows
+    return sample.numpy()
 
 
 class ModuleState:
@@ -103,7 +107,7 @@ class ModuleState:
         self._attributes = list(map(vars, self._modules))
         self._hooks = [hooks for part in self._modules for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         named = [named for part in self._modules for named in (part._modules, part._parameters, part._buffers)]
-        self._named = list(filter(None, named))
+        self._named: list[dict[str, Any]] = list(filter(None, named))
         self._seen = list(self._parts())
         self.is_watched = self._is_watched()
 
@@ -116,7 +120,7 @@ class ModuleState:
         )
 
     def _parts(self) -> Iterator[nn.Module | torch.Tensor | None]:
-        return chain.from_iterable(map(dict.values, self._named))
+        return chain.from_iterable(named.values() for named in self._named)
 
     def _is_watched(self) -> bool:
         return any(self._hooks) or any(map(dict.__contains__, self._attributes, repeat("forward")))

@@ -19,6 +19,7 @@ from transformers import BatchFeature
 
 from .audio import iter_audio
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
+from .freed_memory import keep_freed_memory
 from .modeling_hf_clap import HfClapModel
 from .processing_hf_clap import HfClapProcessor
 from .waveform import AudioError, iter_windows
@@ -27,7 +28,6 @@ TEXT_BATCH_SIZE = 32  # more are padded more, fewer pack the weights more often 
 # settings that say where a model is from, and those that saving it adds
 ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version", "auto_map")
 SAVED_AS = ("architectures", "dtype", "processor_class")
-LARGEST_BLOCK_BYTES = 31 * 2**20
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -390,9 +390,7 @@ class Embedder:
 def _start_worker() -> None:
     """A thread that computes on one core, and keeps the memory that it has."""
     torch.set_num_threads(1)
-    # The C library returns freed memory to the system, which zeroes it before it is handed out again: a tenth of the
-    # time here. It leaves that be below twice the largest block that was freed, as long as this is less than 32 MB.
-    torch.empty(LARGEST_BLOCK_BYTES, dtype=torch.uint8)
+    keep_freed_memory()
 
 
 def _without(names: Sequence[str], settings: Any) -> Any:

@@ -84,9 +84,9 @@ class Conv2d(nn.Conv2d):
             hidden = F.conv2d(hidden, weight, self.bias, stride, padding, self.dilation, self.groups)
             return F.relu(hidden, inplace=True) if relu else hidden
         then = "relu" if relu else "none"
-        if (weight.shape[2:], padding, self.dilation, self.groups) == (stride, (0, 0), (1, 1), 1) and (
-            hidden.shape[1] == 1 or hidden.is_contiguous(memory_format=torch.channels_last)
-        ):
+        is_linear = (weight.shape[2:], padding, self.dilation, self.groups) == (stride, (0, 0), (1, 1), 1)
+        fits = hidden.shape[2] >= stride[0] and hidden.shape[3] >= stride[1]
+        if is_linear and fits and (hidden.shape[1] == 1 or hidden.is_contiguous(memory_format=torch.channels_last)):
             return onednn_linear(_patches(hidden, stride), weight.flatten(1), self.bias, then).permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
             hidden, weight, self.bias, padding, stride, self.dilation, self.groups, then, [], ""
@@ -94,7 +94,7 @@ class Conv2d(nn.Conv2d):
 
 
 def _patches(hidden: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """(batch, channels, height, width) -> (batch, height / size, width / size, channels * patch), whole patches only"""
+    """(batch, channels, height, width) -> (batch, rows, columns, channels * patch), of patches that are whole"""
     rows, columns = hidden.shape[2] // size[0], hidden.shape[3] // size[1]
     hidden = hidden[:, :, : rows * size[0], : columns * size[1]]
     return hidden.unflatten(3, (columns, size[1])).unflatten(2, (rows, size[0])).permute(0, 2, 4, 1, 3, 5).flatten(3)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
+from .freed_memory import keep_freed_memory
 from .linear import nothing_rewrites
 
 # Clips that go through a tower at a time on a CPU: what lies between its layers then stays in the cache (measured).
@@ -37,7 +38,10 @@ class HfClapAudioTower(PreTrainedModel):
         clips: int = CPU_CLIPS,
     ) -> torch.Tensor:
         """`encode` of inputs that have an entry for each clip, on a CPU for so many clips at a time."""
-        if not nothing_rewrites(hidden) or len(hidden) <= clips:
+        if not nothing_rewrites(hidden):
+            return encode(hidden, *others)
+        keep_freed_memory()
+        if len(hidden) <= clips:
             return encode(hidden, *others)
         pieces = [None if other is None else other.split(clips) for other in others]
         return torch.cat(

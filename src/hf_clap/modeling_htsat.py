@@ -236,14 +236,15 @@ class SwinStage(nn.Module):
         (blocks + 1, patches): where each block's patches are in what comes before it, the image or the block before;
         and at last those of what comes after: the image's, or for the step down four neighbours one after the other.
         """
-        image = torch.arange(self.resolution**2)
-        corners = image.view(self.resolution // 2, 2, -1, 2).permute(0, 2, 3, 1).flatten() if not self.is_last else image
+        image = after = torch.arange(self.resolution**2)
+        if not self.is_last:
+            after = image.view(self.resolution // 2, 2, -1, 2).permute(0, 2, 3, 1).flatten()
         orders, place = [], image  # of the image's patches in what comes before
         for block in self.blocks:
             order = block.window_order()
             orders.append(place[order])
             place = order.argsort()
-        return torch.stack([*orders, place[corners]])
+        return torch.stack([*orders, place[after]])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim) -> the same, or (batch, patches / 4, 2 * dim)"""

@@ -3,6 +3,7 @@ A stage of HTS-AT for inference on a CPU: its operators one after the other, wit
 its modules costs a tenth of the time for one clip, and to pack bfloat16 weights at each call another tenth.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,9 +60,10 @@ class StagePreparation:
             PreparedStage | None: None where its modules must be called: in training or for gradients, with adapters or
             hooks, under a compiler, or on another device.
         """
-        if stage.training or not is_plain_inference(hidden, stage.blocks[0].norm1.weight):
+        block = stage.blocks[0]
+        if stage.training or not is_plain_inference(hidden, block.norm1.weight):
             return None
-        if stage.blocks[0].attention.config._attn_implementation not in ("eager", "sdpa"):
+        if block.attention.config._attn_implementation not in ("eager", "sdpa"):
             return None
         seen = self._seen  # once, for another thread may look at the same time
         if seen is None or seen[0] != hidden.dtype or not seen[1].is_as_seen():
@@ -128,7 +130,7 @@ class PreparedBlock:
         rows, dim = hidden.shape
         heads = self.windows * dim // self.head_dim
         of_head = -1, self.length, heads, self.head_dim
-        parts = [onednn_linear(hidden, *layer) for layer in self.query_key_value]
+        parts: Sequence[torch.Tensor] = [onednn_linear(hidden, *layer) for layer in self.query_key_value]
         if len(parts) == 1:
             parts = parts[0].view(-1, self.length, heads, 3, self.head_dim).unbind(3)
         query, key, value = (
@@ -139,8 +141,8 @@ class PreparedBlock:
         return attended.transpose(1, 2).reshape(rows, dim)
 
 
-def _linears(stage: Any) -> list[nn.Module]:
-    layers = []
+def _linears(stage: Any) -> list[Any]:
+    layers: list[Any] = []
     for block in stage.blocks:
         attention = block.attention
         layers += [attention.query, attention.key, attention.value, attention.output, block.linear1, block.linear2]
@@ -148,7 +150,7 @@ def _linears(stage: Any) -> list[nn.Module]:
 
 
 def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
-    """Whether oneDNN may take all its weights: no adapter is in the place of a layer, and no weight of another kind."""
+    """Whether oneDNN may take all its weights: none is of another kind, and no adapter in the place of a layer."""
     return all(type(layer) is Linear for layer in _linears(stage)) and all(
         is_plain(weight) and weight.dtype == dtype for weight in stage.parameters()
     )

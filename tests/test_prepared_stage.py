@@ -1,0 +1,166 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hf_clap import HfClapHtsatConfig, HfClapHtsatModel
+from hf_clap.linear import ONEDNN_DTYPES, Linear
+from hf_clap.prepared_stage import FEW_WEIGHTS, StagePreparation
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+@pytest.fixture(params=ONEDNN_DTYPES, ids=str)
+def tower(request):
+    """Of full depth, with windows and heads as HTS-AT tiny has them, every parameter off its default."""
+    torch.manual_seed(0)
+    tower = HfClapHtsatModel(HfClapHtsatConfig(patch_embed_dim=24, num_attention_heads=(1, 2, 4, 8))).eval()
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return tower.to(request.param)
+
+
+def heard_by(stage, batch=2):
+    dim = stage.blocks[0].norm1.normalized_shape[0]
+    return torch.randn(batch, stage.resolution**2, dim).to(stage.blocks[0].norm1.weight.dtype)
+
+
+def by_modules(stage, hidden):
+    """With gradients nothing is prepared."""
+    with torch.enable_grad():
+        return stage(hidden).detach()
+
+
+def assert_near(output, expected):
+    # bfloat16 rounds between a layer and what follows it, which in one pass it does not
+    tolerance = 0.02 if expected.dtype == torch.bfloat16 else 1e-5
+    assert (output - expected).float().norm() < tolerance * expected.float().norm()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prepared_stages_give_what_their_modules_give(tower, batch):
+    for stage in tower.stages:
+        hidden = heard_by(stage, batch)
+        kept = hidden.clone()
+        with torch.inference_mode():
+            prepared = stage.preparation(stage, hidden)
+            output = prepared(hidden)
+            assert torch.equal(stage(hidden), output)  # it is what the stage computes with, and always the same
+            assert stage.preparation(stage, hidden) is prepared
+        expected = by_modules(stage, hidden)
+        assert output.shape == expected.shape
+        assert expected.float().std() > 0.3
+        assert_near(output, expected)
+        assert torch.equal(hidden, kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.linear1.weight.mul_(2),
+        lambda block: block.attention.key.bias.add_(1),
+        lambda block: setattr(block.attention.query.weight, "data", 3 * block.attention.query.weight.data),
+        lambda block: block.linear2.weight.data.mul_(2),  # as LoRA is merged
+        lambda block: block.linear1.bias.data.add_(1),
+        lambda block: block.norm2.weight.data.mul_(2),
+        lambda block: block.attention.relative_position_bias_table.mul_(5),
+        lambda block: block.shift_mask.mul_(0.01),
+        lambda block: setattr(block.attention, "value", nn.Identity()),
+        lambda block: setattr(block, "linear2", nn.Sequential(block.linear2, nn.Hardtanh())),
+        lambda block: setattr(block.attention.output, "weight", nn.Parameter(-block.attention.output.weight)),
+        lambda block: setattr(block.linear1, "bias", None),
+        lambda block: nn.utils.parametrize.register_parametrization(block.linear1, "weight", Halved()),
+        lambda block: block.attention.query.register_forward_hook(lambda module, inputs, output: 2 * output),
+        lambda block: block.linear2.register_forward_pre_hook(lambda module, inputs: -inputs[0]),
+        lambda block: setattr(block.norm1, "forward", lambda hidden: 2 * hidden),
+    ],
+)
+def test_what_changes_in_a_block_is_heard(tower, change):
+    stage = tower.stages[2]
+    hidden = heard_by(stage)
+    with torch.no_grad():
+        before = stage(hidden)
+        assert stage.preparation(stage, hidden) is not None
+        change(stage.blocks[1])
+        after = stage(hidden)
+    assert not torch.equal(after, before)
+    assert_near(after, by_modules(stage, hidden))
+
+
+def test_a_hook_that_is_gone_costs_nothing(tower):
+    stage = tower.stages[3]
+    hidden, seen = heard_by(stage), []
+    with torch.inference_mode():
+        with stage.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape)):
+            assert stage.preparation(stage, hidden) is None
+            stage(hidden)
+        assert seen == [hidden.shape]
+        assert stage.preparation(stage, hidden) is not None
+
+
+def test_another_precision_is_prepared_anew(tower):
+    stage = tower.stages[0]
+    hidden = heard_by(stage)
+    with torch.inference_mode():
+        stage(hidden)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        stage.to(dtype)
+        with torch.inference_mode():
+            output = stage(hidden.to(dtype))
+            assert (stage.preparation(stage, hidden.to(dtype)) is None) == (dtype not in ONEDNN_DTYPES)
+        assert output.dtype == dtype
+        assert_near(output.bfloat16(), by_modules(stage, hidden.to(dtype)).bfloat16())
+    stage.blocks[0].linear1.to(torch.float32)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="dtype"):
+        stage(hidden.to(dtype))
+
+
+def test_training_and_compilers_call_the_modules(tower):
+    stage = tower.stages[3]
+    hidden = heard_by(stage)
+    assert stage.preparation(stage, hidden) is None  # gradients are wanted
+    with torch.no_grad():
+        stage(hidden)
+        assert stage.preparation._seen is not None
+        stage.train()
+        assert stage.preparation._seen is None
+        assert stage.preparation(stage, hidden) is None
+        stage.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert stage.preparation(stage, hidden) is None
+        names = {str(node.target) for node in torch.export.export(stage, (hidden,)).graph.nodes}
+    assert "aten.linear.default" in names
+    assert not any("mkldnn" in name for name in names)
+
+
+def test_nothing_prepared_is_copied_or_saved(tower):
+    stage = tower.stages[0]
+    hidden = heard_by(stage)
+    names = list(stage.state_dict())
+    with torch.inference_mode():
+        before = stage(hidden)
+        for other in (copy.deepcopy(stage), pickle.loads(pickle.dumps(stage))):
+            assert other.preparation._seen is None
+            other.blocks[0].linear1.weight.zero_()
+            assert not torch.equal(other(hidden), before)
+        assert torch.equal(stage(hidden), before)
+    assert list(stage.state_dict()) == names
+
+
+@pytest.mark.parametrize("dim", [96, 384])
+def test_many_float32_weights_are_not_held_twice(dim):
+    config = HfClapHtsatConfig(patch_embed_dim=dim, depths=(1, 1, 1, 1), num_attention_heads=(4, 4, 4, 4))
+    stage = HfClapHtsatModel(config).eval().stages[0]
+    hidden = heard_by(stage, 1)
+    with torch.inference_mode():
+        (block,) = StagePreparation()(stage, hidden).blocks
+    assert type(stage.blocks[0].linear1) is Linear
+    is_held_once = block.linear1[0] is stage.blocks[0].linear1.weight
+    assert is_held_once == (12 * dim**2 > FEW_WEIGHTS)
+    assert block.linear1[0].is_mkldnn != is_held_once
