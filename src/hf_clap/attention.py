@@ -68,35 +68,23 @@ def eager_attention_forward(
     """Attention written out, with the arguments of transformers' interface; heads before positions."""
     heads = query.shape[1]
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-    weights = attention_weights(query, key, attention_mask, scaling, heads)
-    if module.training:
-        weights = F.dropout(weights, dropout)
-    attended = by_head(torch.bmm(weights, value), heads)
-    return attended.transpose(1, 2).contiguous(), by_head(weights, heads)
+    scores = by_head(attention_scores(query, key, scaling), heads)
+    if attention_mask is not None:
+        # in place it has a gradient that copies all scores twice
+        scores = scores + attention_mask if scores.requires_grad else scores.add_(attention_mask)
+    in_place = is_eager_on_cpu(scores) and not scores.requires_grad
+    weights = torch.softmax(scores, dim=-1, out=scores if in_place else None)  # float32 inside, whatever the precision
+    weights = F.dropout(weights, dropout, module.training)
+    attended = by_head(torch.bmm(weights.flatten(0, 1), value), heads)
+    return attended.transpose(1, 2).contiguous(), weights
 
 
-def attention_weights(
-    query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, scaling: float, heads: int
-) -> torch.Tensor:
-    """
-    Args:
-        query, key: `(batch * heads, length, head_dim)`.
-        bias: as `(1 or batch, heads, length, length)`, added to the scores.
-        scaling: of the scores.
-
-    Returns:
-        torch.Tensor: `(batch * heads, length, length)`, each row of which has the sum 1.
-    """
+def attention_scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`(batch * heads, length, length)`, of queries and keys that are `(batch * heads, length, head_dim)`."""
     if key.dtype == torch.bfloat16:
         key = key.contiguous()  # else oneDNN's product copies it number by number
     unused_sum = query.new_empty(1, 1, 1)  # times beta=0: the product is scaled without a pass of its own
-    scores = torch.baddbmm(unused_sum, query, key.transpose(1, 2), beta=0, alpha=scaling)
-    if bias is not None:
-        # in place it has a gradient that copies all scores twice
-        added = by_head(scores, heads) + bias if scores.requires_grad else by_head(scores, heads).add_(bias)
-        scores = added.view(scores.shape)
-    in_place = is_eager_on_cpu(scores) and not scores.requires_grad
-    return torch.softmax(scores, dim=-1, out=scores if in_place else None)  # float32 inside, whatever the precision
+    return torch.baddbmm(unused_sum, query, key.transpose(1, 2), beta=0, alpha=scaling)
 
 
 def by_head(matrices: torch.Tensor, heads: int) -> torch.Tensor:

@@ -3,13 +3,15 @@ A stage of HTS-AT for inference on a CPU: its operators one after the other, wit
 its modules costs a tenth of the time for one clip, and to pack bfloat16 weights at each call another tenth.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from .attention import attention_weights
+from .attention import attention_scores
 from .derived import Derived, ModuleState
 from .linear import Linear, is_plain, is_plain_inference, onednn_add_linear, onednn_linear
 
@@ -107,15 +109,16 @@ class PreparedBlock:
     def __init__(self, block: Any, order: torch.Tensor, packs: bool):
         attention = block.attention
         self.order = order
-        self.windows = 1 if block.shift_mask is None else len(block.shift_mask)  # in a group
+        side = block.resolution // block.window_size if block.shift else 1
+        self.windows = side, side  # in a group
         self.length, self.head_dim = block.window_size**2, attention.head_dim
+        self.biases = _biases(attention.position_bias(None)[0], block.shift_mask, self.windows)
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         query_key_value = attention.query, attention.key, attention.value
         self.query_key_value = [_linear(layer, packs=False) for layer in query_key_value]
         if packs:  # as one product
             weight, bias = (_by_head(tensors, self.head_dim) for tensors in zip(*self.query_key_value, strict=True))
             self.query_key_value = [(_pack(weight), bias)]
-        self.bias = attention.position_bias(block.shift_mask)
         self.output, self.linear1, self.linear2 = (
             _linear(layer, packs) for layer in (attention.output, block.linear1, block.linear2)
         )
@@ -128,17 +131,35 @@ class PreparedBlock:
     def attend(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the heads find, before `output`; of `hidden`, after the norm."""
         rows, dim = hidden.shape
-        heads = self.windows * dim // self.head_dim
-        of_head = -1, self.length, heads, self.head_dim
+        heads = math.prod(self.windows) * dim // self.head_dim
         parts: Sequence[torch.Tensor] = [onednn_linear(hidden, *layer) for layer in self.query_key_value]
         if len(parts) == 1:
             parts = parts[0].view(-1, self.length, heads, 3, self.head_dim).unbind(3)
         query, key, value = (
-            part.view(of_head).transpose(1, 2).reshape(-1, self.length, self.head_dim) for part in parts
+            part.view(-1, self.length, heads, self.head_dim).transpose(1, 2).reshape(-1, self.length, self.head_dim)
+            for part in parts
         )
-        weights = attention_weights(query, key, self.bias, self.head_dim**-0.5, heads)
-        attended = torch.bmm(weights, value).view(-1, heads, self.length, self.head_dim)
-        return attended.transpose(1, 2).reshape(rows, dim)
+        scores = attention_scores(query, key, self.head_dim**-0.5)
+        by_window = scores.view(-1, *self.windows, dim // self.head_dim, self.length, self.length)
+        for where, bias in self.biases:
+            by_window[where].add_(bias)
+        attended = torch.bmm(torch.softmax(scores, dim=-1, out=scores), value)
+        return attended.view(-1, heads, self.length, self.head_dim).transpose(1, 2).reshape(rows, dim)
+
+
+def _biases(
+    position_bias: torch.Tensor, shift_mask: torch.Tensor | None, windows: tuple[int, int]
+) -> list[tuple[Any, torch.Tensor]]:
+    """
+    What is added to scores `(batch, rows, columns, heads, length, length)` of windows in rows and columns, and where.
+    The mask is for the windows of the last row and column only: so it is not needed for each head.
+    """
+    if shift_mask is None:
+        return [(..., position_bias)]
+    mask = shift_mask.view(*windows, 1, *shift_mask.shape[1:])
+    if mask[:-1, :-1].any():  # a checkpoint's own
+        return [(..., position_bias + mask)]
+    return [(..., position_bias), (np.s_[:, -1], mask[-1]), (np.s_[:, :-1, -1], mask[:-1, -1])]
 
 
 def _linears(stage: Any) -> list[Any]:

@@ -130,8 +130,9 @@ def work(name: str, batch_size: int) -> None:
     step = make_step(name, batch_size)
     flop = count_flop(step)
     print(json.dumps({"flop": flop}), flush=True)
+    measures_memory = os.environ.items() >= GIVE_BACK.items()
     for _ in sys.stdin:
-        before = forget_peak()
+        before = forget_peak() if measures_memory else 0.0  # which gives memory back, that the step then fetches again
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
