@@ -1,6 +1,7 @@
 """Waveform -> log-mel: one feature extractor for the front end of every CLAP, in torch, deterministic unless asked."""
 
 import math
+import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -282,7 +283,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         pieces = log_mel.tensor_split(math.ceil(frames * self.n_fft * waveform.element_size() / piece_bytes))
         bins = used.last_bin - used.first_bin
         # for the windowed frames and, once these are transformed, for the magnitudes
-        buffer = waveform.new_empty(pieces[0].shape[0] * max(self.win_length, bins))
+        buffer = _thread_memory(pieces[0].shape[0] * max(self.win_length, bins), waveform.dtype)
         edges = self._edges(frames)
         start = 0
         for piece in pieces:
@@ -426,6 +427,18 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, allowed))}.")
+
+
+_memory = threading.local()
+
+
+def _thread_memory(numbers: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of undefined content, for this thread alone, and mostly the same as before: fresh memory is zeroed first."""
+    memory: torch.Tensor | None = getattr(_memory, "held", None)
+    if memory is None or memory.dtype != dtype or len(memory) < numbers:
+        with torch.inference_mode(False):  # else nobody could write to it outside
+            _memory.held = memory = torch.empty(numbers, dtype=dtype)
+    return memory[:numbers]
 
 
 def _may_be_written(waveform: torch.Tensor) -> bool:
