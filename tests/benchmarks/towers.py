@@ -23,16 +23,10 @@ def log_mels(batch: int, frames: int) -> torch.Tensor:
     return torch.randn(batch, 1, frames, 64, generator=torch.Generator().manual_seed(1)) * 20 - 40
 
 
-def htsat_peer(batch: int) -> Run:
+def htsat_pair() -> tuple[transformers.ClapAudioModel, hf_clap.HfClapHtsatModel]:
+    """transformers' tower and ours, with the same weights."""
     torch.manual_seed(0)
-    tower = transformers.ClapAudioModel(transformers.ClapAudioConfig()).eval()
-    features = log_mels(batch, HTSAT_FRAMES)
-    return lambda: tower(features).pooler_output
-
-
-def htsat(batch: int, dtype: torch.dtype) -> Run:
-    torch.manual_seed(0)
-    peer = transformers.ClapAudioModel(transformers.ClapAudioConfig())
+    peer = transformers.ClapAudioModel(transformers.ClapAudioConfig()).eval()
     tower = hf_clap.HfClapHtsatModel(hf_clap.HfClapHtsatConfig()).eval()
     state = {f"audio_model.{name}": tensor for name, tensor in peer.state_dict().items()}
     names = [f"audio_model.{name}" for name in tower.state_dict()]
@@ -40,8 +34,16 @@ def htsat(batch: int, dtype: torch.dtype) -> Run:
     tower.load_state_dict(
         tower.state_dict() | {name.removeprefix("audio_model."): tensor for name, tensor in renamed.items()}
     )
-    del peer, state, renamed
-    tower, features = tower.to(dtype), log_mels(batch, HTSAT_FRAMES)
+    return peer, tower
+
+
+def htsat_peer(batch: int) -> Run:
+    tower, features = htsat_pair()[0], log_mels(batch, HTSAT_FRAMES)
+    return lambda: tower(features).pooler_output
+
+
+def htsat(batch: int, dtype: torch.dtype) -> Run:
+    tower, features = htsat_pair()[1].to(dtype), log_mels(batch, HTSAT_FRAMES)
     return lambda: tower(features).pooler_output
 
 
