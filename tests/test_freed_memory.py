@@ -28,5 +28,5 @@ def test_freed_memory_is_not_fetched_again(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     program = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
     before, after = map(int, program.stdout.split())
-    assert before > 20 * 4 * 100  # blocks of 8 MB, each of 2048 pages where they are of 4 KB
+    assert before > 20 * 4  # pages of blocks of 8 MB, most of 4 KB, or as large as 2 MB
     assert after < before / 20
