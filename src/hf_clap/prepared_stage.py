@@ -131,22 +131,26 @@ class PreparedBlock:
         """What the heads find, before `output`; of `hidden`, after the norm."""
         rows, dim = hidden.shape
         heads = math.prod(self.windows) * dim // self.head_dim
-        parts = [onednn_linear(hidden, *layer) for layer in self.query_key_value]
-        of_part = 3 // len(parts)
-        query, key, value = (  # (batch * heads, length, head_dim), of one product by one copy
-            matrices
-            for part in parts
-            for matrices in part.view(-1, self.length, heads, of_part, self.head_dim)
-            .permute(3, 0, 2, 1, 4)
-            .reshape(of_part, -1, self.length, self.head_dim)
-            .unbind()
-        )
+        query, key, value = self.matrices(hidden, heads)
         scores = attention_scores(query, key, self.head_dim**-0.5)
         by_window = scores.view(-1, *self.windows, dim // self.head_dim, self.length, self.length)
         for where, bias in self.biases:
             by_window[where].add_(bias)
         attended = torch.bmm(torch.softmax(scores, dim=-1, out=scores), value)
         return attended.view(-1, heads, self.length, self.head_dim).transpose(1, 2).reshape(rows, dim)
+
+    def matrices(self, hidden: torch.Tensor, heads: int) -> list[torch.Tensor]:
+        """Queries, keys and values, each `(batch * heads, length, head_dim)`; of one product by one copy."""
+        parts = [onednn_linear(hidden, *layer) for layer in self.query_key_value]
+        of_part = 3 // len(parts)
+        return [
+            matrices
+            for part in parts
+            for matrices in part.view(-1, self.length, heads, of_part, self.head_dim)
+            .permute(3, 0, 2, 1, 4)
+            .reshape(of_part, -1, self.length, self.head_dim)
+            .unbind()
+        ]
 
 
 def _biases(
@@ -161,7 +165,8 @@ def _biases(
     mask = shift_mask.view(*windows, 1, *shift_mask.shape[1:])
     if mask[:-1, :-1].any():  # a checkpoint's own
         return [(..., position_bias + mask)]
-    return [(..., position_bias), (np.s_[:, -1], mask[-1]), (np.s_[:, :-1, -1], mask[:-1, -1])]
+    mask = mask.contiguous()  # else it is added number by number
+    return [(..., position_bias), (np.s_[:, -1], mask[-1]), (np.s_[:, :-1, -1], mask[:-1, -1].contiguous())]
 
 
 def _linears(stage: Any) -> list[Any]:
