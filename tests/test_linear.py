@@ -209,6 +209,18 @@ def test_relu_comes_after_what_is_around_a_convolution():
     assert seen[0] < 0
 
 
+@pytest.mark.parametrize("shape", [(96,), (5, 96), (2, 64, 3, 96), (0, 96)])
+@pytest.mark.parametrize("dtype", ONEDNN_DTYPES)
+def test_packed_weights_give_the_same(layers, shape, dtype):
+    weight, bias = (tensor.detach().to(dtype) for tensor in (layers[0].weight, layers[0].bias))
+    hidden = torch.randn(shape).to(dtype)
+    output = onednn_linear(hidden, torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
+    expected = F.linear(hidden.double(), weight.double(), bias.double())
+    assert output.shape == expected.shape
+    tolerance = 2**-8 if dtype == torch.bfloat16 else 1e-6  # half a step of bfloat16's 8 bits
+    assert torch.allclose(output.double(), expected, rtol=tolerance, atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ONEDNN_DTYPES)
 def test_gelu_and_residual_in_one_pass_give_the_same(layers, dtype):
     weight, bias = (tensor.detach().to(dtype) for tensor in (layers[0].weight, layers[0].bias))
@@ -217,8 +229,8 @@ def test_gelu_and_residual_in_one_pass_give_the_same(layers, dtype):
     with torch.no_grad():
         activated = onednn_linear(hidden, weight, bias, "gelu")
         total = onednn_add_linear(residual, hidden, weight, bias)
-    plain = F.linear(hidden.double(), weight.double(), bias.double())
-    atol = 0.02 if dtype == torch.bfloat16 else 2e-6
+        plain = onednn_linear(hidden, weight, bias).double()
+    atol = 0.02 if dtype == torch.bfloat16 else 1e-6
     assert torch.allclose(activated.double(), F.gelu(plain), atol=atol)
     assert torch.allclose(total.double(), residual.double() + plain, atol=atol)
     assert torch.equal(hidden, kept[0])

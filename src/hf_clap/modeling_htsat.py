@@ -182,7 +182,7 @@ class SwinBlock(GradientCheckpointingLayer):
         row, column = order // self.resolution, order % self.resolution
         region = (2 * (row < self.shift) + (column < self.shift)).view(length, -1).T  # (windows, length)
         apart = region[:, :, None] != region[:, None]
-        return torch.where(apart, SHIFT_PENALTY, 0.0).contiguous()
+        return torch.where(apart, SHIFT_PENALTY, 0.0).contiguous()  # else it is added number by number
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, patches, dim), in `window_order`"""

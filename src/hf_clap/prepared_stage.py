@@ -165,27 +165,28 @@ def _biases(
     mask = shift_mask.view(*windows, 1, *shift_mask.shape[1:])
     if mask[:-1, :-1].any():  # a checkpoint's own
         return [(..., position_bias + mask)]
-    mask = mask.contiguous()  # else it is added number by number
-    return [(..., position_bias), (np.s_[:, -1], mask[-1]), (np.s_[:, :-1, -1], mask[:-1, -1].contiguous())]
+    return [(..., position_bias), (np.s_[:, -1], mask[-1]), (np.s_[:, :-1, -1], mask[:-1, -1])]
 
 
-def _linears(stage: Any) -> list[Any]:
-    layers: list[Any] = []
-    for block in stage.blocks:
-        attention = block.attention
-        layers += [attention.query, attention.key, attention.value, attention.output, block.linear1, block.linear2]
+def _linears(block: Any) -> list[Any]:
+    attention = block.attention
+    return [attention.query, attention.key, attention.value, attention.output, block.linear1, block.linear2]
+
+
+def _all_linears(stage: Any) -> list[Any]:
+    layers = [layer for block in stage.blocks for layer in _linears(block)]
     return layers if stage.is_last else [*layers, stage.downsample.reduction]
 
 
 def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
     """Whether oneDNN may take all its weights: none is of another kind, and no adapter in the place of a layer."""
-    return all(type(layer) is Linear for layer in _linears(stage)) and all(
+    return all(type(layer) is Linear for layer in _all_linears(stage)) and all(
         is_plain(weight) and weight.dtype == dtype for weight in stage.parameters()
     )
 
 
 def _packs(stage: Any) -> bool:
-    weights = [layer.weight for layer in _linears(stage)[:6]]  # of a block
+    weights = [layer.weight for layer in _linears(stage.blocks[0])]
     return weights[0].dtype == torch.bfloat16 or sum(weight.numel() for weight in weights) <= FEW_WEIGHTS
 
 
@@ -195,7 +196,7 @@ def _sources(stage: Any) -> list[torch.Tensor | None]:
     for block in stage.blocks:
         sources += [block.attention.relative_position_bias_table, block.shift_mask]
     if _packs(stage):
-        sources += [tensor for layer in _linears(stage) for tensor in (layer.weight, layer.bias)]
+        sources += [tensor for layer in _all_linears(stage) for tensor in (layer.weight, layer.bias)]
     return sources
 
 
