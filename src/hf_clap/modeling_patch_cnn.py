@@ -161,7 +161,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
         if len(patches) == 1:
             # oneDNN convolves a batch of one by another path, with other last digits; two or more agree to the bit,
             # and so a clip has the same embedding alone and in any batch.
-            return self._encode_piece(patches.expand(2, -1, -1, -1))[:1]
+            return self._encode_piece(patches.repeat(2, 1, 1, 1))[:1]
         pieces = patches.tensor_split(math.ceil(len(patches) / CPU_PATCHES))
         return torch.cat([self._encode_piece(piece) for piece in pieces])
 
