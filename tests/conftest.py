@@ -6,6 +6,9 @@ import io
 import os
 from pathlib import Path
 
+# read as OpenMP is loaded: threads of two test processes that wait awake for each other took a third of the time
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pyarrow.parquet
 import pytest

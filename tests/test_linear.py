@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_clap.linear import (
-    FEW_WEIGHTS,
     ONEDNN_DTYPES,
+    WEIGHTS_FOR_MKL,
     Conv2d,
     Linear,
     conv_relu,
@@ -105,7 +105,7 @@ def test_weights_with_a_will_of_their_own_are_obeyed(layers):
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 64, 3), (0,)])
 @pytest.mark.parametrize("frozen", ["nothing", "weight", "bias", "hidden", "weight and hidden"])
-@pytest.mark.parametrize("outputs", [384, FEW_WEIGHTS // 96 + 1])
+@pytest.mark.parametrize("outputs", [384, WEIGHTS_FOR_MKL // 96 + 1])
 def test_gradients_are_those_of_nn_linear(shape, frozen, outputs):
     torch.manual_seed(0)
     layers = Linear(96, outputs), nn.Linear(96, outputs)

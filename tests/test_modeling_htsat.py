@@ -184,6 +184,7 @@ def test_impossible_input_of_fusion_is_refused(small_fusion):
     ("settings", "message"),
     [
         ({"depths": (2, 2)}, "have 2 and 4 entries"),
+        ({"depths": (2, 0, 6, 2)}, "leaves a stage without a block"),
         ({"num_mel_bins": 60}, "60 mel bins cannot be folded into 256 rows"),
         ({"window_size": 7}, "do not divide into windows of 7"),
         ({"num_attention_heads": (5, 8, 16, 32)}, "5 heads do not divide the 96 channels of stage 0"),

@@ -29,6 +29,13 @@ def test_a_patch_is_transformers_mobilenet(tower):
             assert torch.allclose(tower._encode(patches), expected, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("count", [1, 2, 19, 41])
+def test_a_patch_is_the_same_in_any_number_of_them_to_the_bit(tower, count):
+    patches = torch.randn(41, 1, 96, 64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        assert torch.equal(tower._encode(patches[:count]), tower._encode(patches)[:count])
+
+
 def test_patches_are_spread_over_the_whole_clip(tower):
     frames = torch.arange(96, 999)
     starts, step_mask = tower._patch_starts(frames, 998)

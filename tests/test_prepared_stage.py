@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_clap import HfClapHtsatConfig, HfClapHtsatModel
 from hf_clap.linear import ONEDNN_DTYPES, Linear
-from hf_clap.prepared_stage import FEW_WEIGHTS, StagePreparation
+from hf_clap.prepared_stage import PACKED_BLOCK_WEIGHTS, StagePreparation
 
 
 class Halved(nn.Module):
@@ -162,5 +162,5 @@ def test_many_float32_weights_are_not_held_twice(dim):
         (block,) = StagePreparation()(stage, hidden).blocks
     assert type(stage.blocks[0].linear1) is Linear
     is_held_once = block.linear1[0] is stage.blocks[0].linear1.weight
-    assert is_held_once == (12 * dim**2 > FEW_WEIGHTS)
+    assert is_held_once == (12 * dim**2 > PACKED_BLOCK_WEIGHTS)
     assert block.linear1[0].is_mkldnn != is_held_once

@@ -114,8 +114,10 @@ class HfClapHtsatConfig(PreTrainedConfig):
                 f"A spectrogram of {self.num_mel_bins} mel bins cannot be folded into {self.image_size} rows; make "
                 "image_size a multiple of num_mel_bins."
             )
+        if min(self.depths, default=0) < 1:
+            raise ValueError(f"depths={self.depths} leaves a stage without a block; give each stage at least one.")
         last = self.patch_size * 2 ** (len(self.depths) - 1)
-        resolutions = [self.image_size // self.patch_size // 2**stage for stage in range(len(self.depths))]
+        resolutions = self.resolutions
         if self.image_size % last or any(side > self.window_size and side % self.window_size for side in resolutions):
             raise ValueError(
                 f"Stages of {resolutions} patches a side do not divide into windows of {self.window_size}; make "
@@ -136,6 +138,11 @@ class HfClapHtsatConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         return self.patch_embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Side of the image in each stage, in patches."""
+        return [self.image_size // self.patch_size // 2**stage for stage in range(len(self.depths))]
 
     @property
     def freq_ratio(self) -> int:

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 # The gradient of so few weights in float32 is left to MKL.
-FEW_WEIGHTS = 2**16
+WEIGHTS_FOR_MKL = 2**16
 
 
 class Linear(nn.Linear):
@@ -47,7 +47,7 @@ class _LinearWithGradients(torch.autograd.Function):
         if hidden is not None:
             hidden = hidden.reshape(-1, hidden.shape[-1])
             weights = rows.shape[1] * hidden.shape[1]
-            if gradient.dtype == torch.float32 and weights > FEW_WEIGHTS and rows.numel():
+            if gradient.dtype == torch.float32 and weights > WEIGHTS_FOR_MKL and rows.numel():
                 weight_gradient = linear(rows.T, hidden.T, None)
             else:
                 weight_gradient = rows.T @ hidden

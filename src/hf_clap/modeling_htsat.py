@@ -149,7 +149,7 @@ class SwinBlock(GradientCheckpointingLayer):
     def __init__(self, config: HfClapHtsatConfig, stage: int, shifted: bool, drop_path: float):
         super().__init__()
         dim = config.patch_embed_dim * 2**stage
-        self.resolution = config.image_size // config.patch_size // 2**stage
+        self.resolution = config.resolutions[stage]
         self.window_size = min(config.window_size, self.resolution)
         self.shift = self.window_size // 2 if shifted and self.window_size < self.resolution else 0
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
@@ -219,7 +219,7 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(
             SwinBlock(config, stage, index % 2 == 1, rate) for index, rate in enumerate(drop_path)
         )
-        self.resolution = config.image_size // config.patch_size // 2**stage
+        self.resolution = config.resolutions[stage]
         self.is_last = stage + 1 == len(config.depths)
         dim = config.patch_embed_dim * 2**stage
         self.downsample = nn.Identity() if self.is_last else PatchMerging(dim, config.layer_norm_eps)

@@ -16,7 +16,7 @@ from .linear import Linear, is_plain, is_plain_inference, onednn_add_linear, one
 
 # In bfloat16 all weights are kept packed too, and both together take what float32 weights take. In float32 they are
 # where a block has so few that they take little memory; and these meet many rows.
-FEW_WEIGHTS = 2**19
+PACKED_BLOCK_WEIGHTS = 2**19
 
 LinearTensors = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias
 NormArguments = tuple[Any, ...]  # of torch.layer_norm
@@ -187,7 +187,7 @@ def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
 
 def _packs(stage: Any) -> bool:
     weights = [layer.weight for layer in _linears(stage.blocks[0])]
-    return weights[0].dtype == torch.bfloat16 or sum(weight.numel() for weight in weights) <= FEW_WEIGHTS
+    return weights[0].dtype == torch.bfloat16 or sum(weight.numel() for weight in weights) <= PACKED_BLOCK_WEIGHTS
 
 
 def _sources(stage: Any) -> list[torch.Tensor | None]:
