@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "modeling_audio_tower": {"freed_memory", "linear"},
     "modeling_cnn14": {"configuration_hf_clap", "folded_conv", "modeling_audio_tower"},
     "derived": set(),
-    "linear": set(),
+    "linear": {"derived"},
     "folded_conv": {"derived", "linear"},
     "prepared_stage": {"attention", "derived", "linear"},
     "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower", "prepared_stage"},

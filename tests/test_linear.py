@@ -15,6 +15,7 @@ from hf_clap.linear import (
     is_plain_inference,
     onednn_add_linear,
     onednn_linear,
+    pack_weight,
 )
 
 
@@ -196,6 +197,17 @@ def test_patches_are_those_of_nn_conv2d(size, kernel_size, dtype):
     assert torch.allclose(output, expected, atol=0.02 if dtype == torch.bfloat16 else 1e-6)
 
 
+def test_packed_kernels_are_of_the_weights_as_they_are():
+    torch.manual_seed(0)
+    conv, hidden = Conv2d(96, 128, 1), torch.randn(2, 96, 3, 3).contiguous(memory_format=torch.channels_last)
+    for change in (lambda: None, lambda: conv.weight.data.mul_(2), lambda: conv.weight.data.__setitem__(0, 1.0)):
+        change()
+        with torch.inference_mode():
+            assert torch.allclose(conv(hidden), nn.Conv2d.forward(conv, hidden), atol=1e-5)
+    assert conv._packed._kept
+    assert not conv.train()._packed._kept  # their memory is given back
+
+
 def test_relu_comes_after_what_is_around_a_convolution():
     """An adapter adds to what the convolution gives, and a hook sees that, not what is left of it after the ReLU."""
     torch.manual_seed(0)
@@ -214,7 +226,7 @@ def test_relu_comes_after_what_is_around_a_convolution():
 def test_packed_weights_give_the_same(layers, shape, dtype):
     weight, bias = (tensor.detach().to(dtype) for tensor in (layers[0].weight, layers[0].bias))
     hidden = torch.randn(shape).to(dtype)
-    output = onednn_linear(hidden, torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
+    output = onednn_linear(hidden, pack_weight(weight), bias)
     expected = F.linear(hidden.double(), weight.double(), bias.double())
     assert output.shape == expected.shape
     tolerance = 2**-8 if dtype == torch.bfloat16 else 1e-6  # half a step of bfloat16's 8 bits

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .derived import Derived
-from .linear import is_plain_inference, onednn_linear
+from .linear import is_plain_inference, onednn_linear, pack_weight
 
 # Height times width up to which a convolution is one product of matrices over copies of each place's surroundings:
 # oneDNN's own is slow on small images with many channels (half to a fifth of the speed at 21 x 2 with 2048).
@@ -118,8 +118,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, as_product: bool) -> Folded:
     dtype = conv.weight.dtype
     weight = (conv.weight.float() * scale[:, None, None, None]).to(dtype)
     if as_product:
-        weight = weight.permute(0, 2, 3, 1).flatten(1)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        packed = pack_weight(weight.permute(0, 2, 3, 1).flatten(1))
     else:
         weight = weight.to_mkldnn()  # under one name, so that there is never a copy more than needed
         packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, *_places(conv))

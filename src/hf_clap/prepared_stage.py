@@ -12,7 +12,7 @@ from torch import nn
 
 from .attention import attention_scores
 from .derived import Derived, ModuleState
-from .linear import Linear, is_plain, is_plain_inference, onednn_add_linear, onednn_linear
+from .linear import Linear, is_plain, is_plain_inference, onednn_add_linear, onednn_linear, pack_weight
 
 # In bfloat16 all weights are kept packed too, and both together take what float32 weights take. In float32 they are
 # where a block has so few that they take little memory; and these meet many rows.
@@ -117,7 +117,7 @@ class PreparedBlock:
         self.query_key_value = [_linear(layer, packs=False) for layer in query_key_value]
         if packs:  # as one product
             weight, bias = (_by_head(tensors, self.head_dim) for tensors in zip(*self.query_key_value, strict=True))
-            self.query_key_value = [(_pack(weight), bias)]
+            self.query_key_value = [(pack_weight(weight), bias)]
         self.output, self.linear1, self.linear2 = (
             _linear(layer, packs) for layer in (attention.output, block.linear1, block.linear2)
         )
@@ -201,11 +201,7 @@ def _sources(stage: Any) -> list[torch.Tensor | None]:
 
 
 def _linear(layer: nn.Linear, packs: bool) -> LinearTensors:
-    return _pack(layer.weight.detach()) if packs else layer.weight, layer.bias
-
-
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return pack_weight(layer.weight) if packs else layer.weight, layer.bias
 
 
 def _by_head(tensors: Any, head_dim: int) -> torch.Tensor:
