@@ -8,7 +8,7 @@ import torch
 import hf_clap
 from conftest import noise, tone
 from hf_clap import embedding
-from hf_clap.embedding import Embedder, embed_texts
+from hf_clap.embedding import TEXT_BATCH_SIZE, Embedder, embed_texts
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,22 @@ def test_texts_are_in_order_whatever_their_length(tiny_model, processor):
     embeds = embed_texts(tiny_model, processor, texts)
     for index in (0, 64, 77, 129):
         assert torch.allclose(embeds[index], embed_texts(tiny_model, processor, [texts[index]])[0], atol=1e-6)
+
+
+def test_texts_are_heard_with_those_of_as_many_tokens(tiny_model, processor, monkeypatch):
+    """Letters say little of tokens: "a a a a" has more of them than "motorcycle"."""
+    texts = ["a a a a a a", "motorcycle"] * TEXT_BATCH_SIZE
+    shapes, encode_text = [], tiny_model.encode_text
+
+    def spy(input_ids, **inputs):
+        shapes.append(tuple(input_ids.shape))
+        return encode_text(input_ids, **inputs)
+
+    monkeypatch.setattr(tiny_model, "encode_text", spy)
+    embeds = embed_texts(tiny_model, processor, texts)
+    assert shapes == [(TEXT_BATCH_SIZE, 3), (TEXT_BATCH_SIZE, 8)]  # with [CLS] and [SEP]
+    for kind in range(2):
+        assert torch.equal(embeds[kind::2], embeds[kind].expand(TEXT_BATCH_SIZE, -1))
 
 
 def test_fingerprint_is_of_what_decides(small_checkpoint, tmp_path):

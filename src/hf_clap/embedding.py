@@ -196,13 +196,15 @@ def embed_windows(model: HfClapModel, windows: Sequence[BatchFeature]) -> tuple[
 @torch.inference_mode()
 def embed_texts(model: HfClapModel, processor: HfClapProcessor, texts: Sequence[str]) -> torch.Tensor:
     """`(texts, dim)`, L2-normalised. Batches of like length, so that little of them is padding."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    tokens = processor(text=list(texts))  # padded to the longest of all
+    mask = tokens["attention_mask"]
+    order = mask.sum(dim=1).argsort(stable=True)
     embeds = []
-    for start in range(0, len(order), TEXT_BATCH_SIZE):
-        tokens = processor(text=[texts[index] for index in order[start : start + TEXT_BATCH_SIZE]])
-        embeds.append(model.encode_text(**tokens.to(model.device)))
-    back = torch.tensor(order).argsort()
-    return torch.cat(embeds)[back.to(model.device)]
+    for batch in order.split(TEXT_BATCH_SIZE):
+        columns = mask[batch].any(dim=0)
+        used = {name: field[batch][:, columns].to(model.device) for name, field in tokens.items()}
+        embeds.append(model.encode_text(**used))
+    return torch.cat(embeds)[order.argsort().to(model.device)]
 
 
 class Embedder:
