@@ -283,16 +283,18 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         pieces = log_mel.tensor_split(math.ceil(frames * self.n_fft * waveform.element_size() / piece_bytes))
         bins = used.last_bin - used.first_bin
         # for the windowed frames and, once these are transformed, for the magnitudes
-        buffer = _thread_memory(pieces[0].shape[0] * max(self.win_length, bins), waveform.dtype)
+        buffer = _thread_memory(pieces[0].shape[0] * self.n_fft, waveform.dtype)
         edges = self._edges(frames)
         start = 0
         for piece in pieces:
             frames = piece.shape[0]
             cuts = [start, *(edge for edge in edges if start < edge < start + frames), start + frames]
-            windowed = buffer[: frames * self.win_length].view(frames, -1)
+            windowed = buffer[: frames * self.n_fft].view(frames, -1)
+            windowed[:, self.win_length :] = 0
             for begin, end in pairwise(cuts):
-                torch.mul(self._frames(waveform, begin, end), window, out=windowed[begin - start : end - start])
-            spectrum = torch.fft.rfft(windowed, n=self.n_fft)
+                rows = windowed[begin - start : end - start, : self.win_length]
+                torch.mul(self._frames(waveform, begin, end), window, out=rows)
+            spectrum = torch.fft.rfft(windowed)
             squares = torch.view_as_real(spectrum)[:, used.first_bin : used.last_bin].square_()  # (frames, bins, 2)
             magnitude = torch.add(squares[..., 0], squares[..., 1], out=buffer[: frames * bins].view(frames, -1))
             if self.power == 1:
