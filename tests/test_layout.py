@@ -99,6 +99,7 @@ MAY_IMPORT = {
     "pipeline": {
         "configuration_hf_clap",
         "embedding",
+        "linear",
         "modeling_hf_clap",
         "onnx_model",
         "processing_hf_clap",

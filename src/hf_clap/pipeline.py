@@ -1,5 +1,6 @@
 """Zero-shot audio tagging: audio of any kind and length, labels in plain words -> scores."""
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -16,6 +17,7 @@ from transformers import AutoConfig
 
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .embedding import Clip, Embedder, embed_texts, window_and_hop
+from .linear import is_slow_on_cpu
 from .modeling_hf_clap import HfClapModel
 from .onnx_model import HfClapOnnxModel, OnnxEmbedder
 from .processing_hf_clap import HfClapProcessor
@@ -26,6 +28,8 @@ TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""
 
 DEFAULT_WINDOW_S = 2.0
+
+logger = logging.getLogger(__name__)
 
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
@@ -257,7 +261,8 @@ def pipeline(
         processor: needed with a model object; otherwise the checkpoint's.
         device: such as `"cuda"` or `"cpu"`. When absent, a checkpoint goes to a GPU if there is one, and a model
             object stays where it is.
-        dtype: such as `"bfloat16"`; what the checkpoint or model has when absent.
+        dtype: such as `"bfloat16"`; what the checkpoint or model has when absent. A warning says so where the CPU has
+            no arithmetic for it.
         batch_size: windows that go through the audio tower at a time.
         revision: of a Hub checkpoint: branch, tag or commit.
         backend: `torch`, or `onnx` for what `export_onnx` wrote, which onnxruntime runs on the CPU (extra `onnx`).
@@ -307,6 +312,9 @@ def pipeline(
             device = "cuda"
     if device is not None:
         loaded = loaded.to(_as_device(device))
+    if loaded.device.type == "cpu" and is_slow_on_cpu(loaded.dtype):
+        name = str(loaded.dtype).removeprefix("torch.")
+        logger.warning("This CPU has no %s arithmetic and takes many times as long; choose dtype float32.", name)
     return HfClapPipeline(loaded, processor, batch_size)
 
 
