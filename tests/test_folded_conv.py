@@ -1,6 +1,8 @@
 """Convolution, batch norm and ReLU as one operator: the same values, and nothing stale."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,6 +80,33 @@ def test_weights_made_in_inference_mode(pair):
         conv, norm = (copy.deepcopy(module) for module in pair)
         hidden = torch.randn(2, 8, 6, 6)
         assert torch.allclose(FoldedConv()(hidden, conv, norm), plain(hidden, conv, norm), atol=1e-5)
+
+
+# Peak memory of folding, in copies of the weights. The first, small one loads what the second needs too.
+COPIES = """
+import resource
+import torch
+from torch import nn
+from hf_clap.folded_conv import FoldedConv
+
+def fold(channels, outputs):
+    conv, norm = nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs).eval()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    FoldedConv()(torch.zeros(1, channels, 2, 2), conv, norm)
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return 1024 * kibibytes / (4 * conv.weight.numel())
+
+with torch.inference_mode():
+    fold(8, 8)
+    print(fold(1024, 2048))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_folding_takes_the_memory_of_two_copies():
+    """What is kept and what it is packed from: of Cnn14's last convolution they are 151 MB each."""
+    program = subprocess.run([sys.executable, "-c", COPIES], check=True, capture_output=True, text=True)
+    assert float(program.stdout) == pytest.approx(2, abs=0.2)
 
 
 def test_where_it_is_possible(pair):

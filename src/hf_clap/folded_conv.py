@@ -117,9 +117,10 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, as_product: bool) -> Folded:
         bias = bias + conv.bias.float() * scale
     dtype = conv.weight.dtype
     weight = (conv.weight.float() * scale[:, None, None, None]).to(dtype)
-    if as_product:
-        packed = pack_weight(weight.permute(0, 2, 3, 1).flatten(1))
+    if as_product:  # under one name, so that there is never a copy more than needed
+        weight = weight.permute(0, 2, 3, 1).flatten(1)
+        packed = pack_weight(weight)
     else:
-        weight = weight.to_mkldnn()  # under one name, so that there is never a copy more than needed
+        weight = weight.to_mkldnn()
         packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, *_places(conv))
     return Folded(packed, bias.to(dtype))
