@@ -10,7 +10,7 @@ transformers gets batches of 16 arrays, which hf_clap's reader made in the timed
 import torch
 import transformers
 from clap_pair import pair_folder
-from side_by_side import Comparison, Run, agree_embeddings, count_flop, main
+from side_by_side import DTYPES, Comparison, Run, agree_embeddings, count_flop, main
 from tagging import CLIPS, files
 from torch.nn import functional as F
 
@@ -61,7 +61,7 @@ def flop(run: Run) -> int:
 if __name__ == "__main__":
     contenders = {"transformers": peer}
     comparisons = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         contenders[f"hf_clap, {dtype}"] = lambda dtype=dtype: ours(dtype)
         comparisons.append(
             Comparison(f"files to embeddings, {dtype}", f"hf_clap, {dtype}", "transformers", agree_embeddings, flop)

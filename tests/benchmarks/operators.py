@@ -13,13 +13,15 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from side_by_side import Machine, Run, count_flop
+from side_by_side import Machine, Run, count_flop, dtype_of
 from torch.profiler import ProfilerActivity, profile
 from towers import htsat, htsat_peer
 from tqdm import tqdm
 from training_step import PEER, make_step
 
-CONTENDERS: dict[str, Callable[[], Run]] = {
+from hf_clap.linear import ONEDNN_DTYPES
+
+ALL: dict[str, Callable[[], Run]] = {
     "transformers, batch 1": lambda: htsat_peer(1),
     "float32, batch 1": lambda: htsat(1, torch.float32),
     "bfloat16, batch 1": lambda: htsat(1, torch.bfloat16),
@@ -29,6 +31,7 @@ CONTENDERS: dict[str, Callable[[], Run]] = {
     "transformers, training": lambda: make_step(PEER, 16),
     "hf_clap, training": lambda: make_step("hf_clap", 16),
 }
+CONTENDERS = {name: make for name, make in ALL.items() if dtype_of(name) in ONEDNN_DTYPES}
 
 # operators by what their names begin with, after the library's
 PRODUCTS = "linear layers", "attention's products", "convolutions"
@@ -80,7 +83,7 @@ def main() -> None:
             flop = count_flop(run)
         machine.take_turn()
         rates.append(flop / sum(columns[-1][kind] for kind in PRODUCTS) / 1e6)
-        best.append(machine.best[torch.bfloat16 if "bfloat16" in name else torch.float32] / 1e9)
+        best.append(machine.best[dtype_of(name)] / 1e9)
     table = {kind: [column[kind] for column in columns] for kind in (*KINDS, "all else")}
     table |= {"all": [column.total() for column in columns], "GFLOP/s": rates, "the machine's best": best}
     print(f"| ms a call | {' | '.join(CONTENDERS)} |\n|{'---|' * (len(CONTENDERS) + 1)}")

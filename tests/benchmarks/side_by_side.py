@@ -32,7 +32,15 @@ TURN_S = 0.3  # a turn has as many calls as fit in, at least one
 # Rows, inputs and outputs of the product that says what the machine can do: it fits the cache, and few are faster.
 PRODUCT = 1024, 1536, 384
 
+# Those that the CPU computes in: a call in another takes ten times as long, on either side.
+DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in ONEDNN_DTYPES)
+
 Run = Callable[[], Any]
+
+
+def dtype_of(contender: str) -> torch.dtype:
+    """The precision that its name says."""
+    return torch.bfloat16 if "bfloat16" in contender or "bf16" in contender else torch.float32
 
 
 class Machine:
@@ -56,9 +64,8 @@ class Machine:
                 self.best[dtype] = max(rate, self.best.get(dtype, 0))
 
     def least_seconds(self, contender: str, flop: int) -> float | None:
-        """For so many operations, in the precision that the contender's name says; None without any."""
-        dtype = torch.bfloat16 if "bfloat16" in contender or "bf16" in contender else torch.float32
-        return flop / self.best[dtype] if flop and dtype in self.best else None
+        """For so many operations, in the contender's precision; None without any."""
+        return flop / self.best[dtype_of(contender)] if flop else None
 
 
 def count_flop(run: Run) -> int:

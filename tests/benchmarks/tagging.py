@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import transformers
 from clap_pair import TEMPLATE, labels, pair_folder
-from side_by_side import Comparison, Run, count_flop, main
+from side_by_side import DTYPES, Comparison, Run, count_flop, main
 
 import hf_clap
 
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     contenders = {name: lambda size=size: peer(size) for name, size in peers.items()}
     comparisons = []
     for what, model in (("same model", None), ("bundled checkpoint", hf_clap.TINY)):
-        for dtype in ("float32", "bfloat16"):
+        for dtype in DTYPES:
             contenders[f"hf_clap, {what}, {dtype}"] = lambda model=model, dtype=dtype: ours(model, dtype)
             comparisons += [
                 Comparison(

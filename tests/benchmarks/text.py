@@ -9,7 +9,7 @@ Tokenizing is part of it. transformers gets all prompts as one batch padded to t
 
 import transformers
 from clap_pair import TEMPLATE, labels, pair_folder
-from side_by_side import Comparison, Run, agree_embeddings, main
+from side_by_side import DTYPES, Comparison, Run, agree_embeddings, main
 from torch.nn import functional as F
 
 import hf_clap
@@ -37,7 +37,7 @@ def ours(dtype: str) -> Run:
 if __name__ == "__main__":
     contenders = {"transformers": peer}
     comparisons = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         contenders[f"hf_clap, {dtype}"] = lambda dtype=dtype: ours(dtype)
         comparisons.append(
             Comparison(f"text tower, 50 prompts, {dtype}", f"hf_clap, {dtype}", "transformers", agree_embeddings)

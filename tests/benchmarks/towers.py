@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import hf_clap
 from hf_clap.checkpoint_names import LAYOUTS
+from hf_clap.linear import ONEDNN_DTYPES
 
 HTSAT_FRAMES, CNN14_FRAMES = 1001, 690
 
@@ -88,7 +89,7 @@ if __name__ == "__main__":
         for batch in (1, 16):
             peer = f"{peer_name}, {name}, batch {batch}"
             contenders[peer] = lambda make_peer=make_peer, batch=batch: make_peer(batch)
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype in ONEDNN_DTYPES:
                 label = f"{str(dtype).removeprefix('torch.')}, batch {batch}"
                 ours = f"hf_clap, {name}, {label}"
                 contenders[ours] = lambda make=make, batch=batch, dtype=dtype: make(batch, dtype)
