@@ -1,6 +1,6 @@
 """Linear layers and convolutions at the speed that a CPU has, which PyTorch misses where it does not compile."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,10 +80,11 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **options)
         self._packed: Derived[torch.Tensor] = Derived()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Conv2d":
         if mode:
             self._packed.clear()  # until the next inference
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def kernel(self, hidden: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The weights to convolve with, and the padding."""

@@ -2,7 +2,6 @@
 
 import math
 from itertools import islice
-from typing import Self
 
 import torch
 from torch import nn
@@ -226,10 +225,11 @@ class SwinStage(nn.Module):
         self.register_buffer("orders", self.lay_out(), persistent=False)
         self.preparation = StagePreparation()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "SwinStage":
         if mode:
             self.preparation.clear()  # until the next inference
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def lay_out(self) -> torch.Tensor:
         """
