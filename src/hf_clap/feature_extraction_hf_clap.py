@@ -290,7 +290,8 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             frames = piece.shape[0]
             cuts = [start, *(edge for edge in edges if start < edge < start + frames), start + frames]
             windowed = buffer[: frames * self.n_fft].view(frames, -1)
-            windowed[:, self.win_length :] = 0
+            if self.n_fft > self.win_length:
+                windowed[:, self.win_length :] = 0
             for begin, end in pairwise(cuts):
                 rows = windowed[begin - start : end - start, : self.win_length]
                 torch.mul(self._frames(waveform, begin, end), window, out=rows)

@@ -179,6 +179,18 @@ def is_eager_on_cpu(tensor: torch.Tensor) -> bool:
     )
 
 
+def is_slow_on_cpu(dtype: torch.dtype) -> bool:
+    """
+    Whether this CPU does not compute in it, as oneDNN says: then PyTorch converts number by number, and a tower takes
+    10 to 20 times as long as in float32 (measured).
+    """
+    if not ONEDNN_DTYPES:
+        return False  # nobody can say
+    if dtype == torch.float16:
+        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype not in ONEDNN_DTYPES
+
+
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """What this PyTorch and CPU have oneDNN for, by operators that are not PyTorch's public face."""
     hidden, weight, bias = torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(1)
@@ -196,15 +208,3 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 
 
 ONEDNN_DTYPES = _onednn_dtypes()
-
-
-def is_slow_on_cpu(dtype: torch.dtype) -> bool:
-    """
-    Whether this CPU does not compute in it, as oneDNN says: then PyTorch converts number by number, and a tower takes
-    10 to 20 times as long as in float32 (measured).
-    """
-    if not ONEDNN_DTYPES:
-        return False  # nobody can say
-    if dtype == torch.float16:
-        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return dtype not in ONEDNN_DTYPES

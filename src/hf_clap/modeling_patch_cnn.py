@@ -160,7 +160,8 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             return self._encode_piece(patches)
         if len(patches) == 1:
             # oneDNN convolves a batch of one by another path, with other last digits; two or more agree to the bit,
-            # and so a clip has the same embedding alone and in any batch.
+            # and so a clip has the same embedding alone and in any batch. They are copies, for a view that repeats one
+            # takes another path too where there is no AVX-512.
             return self._encode_piece(patches.repeat(2, 1, 1, 1))[:1]
         pieces = patches.tensor_split(math.ceil(len(patches) / CPU_PATCHES))
         return torch.cat([self._encode_piece(piece) for piece in pieces])

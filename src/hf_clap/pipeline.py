@@ -24,12 +24,12 @@ from .processing_hf_clap import HfClapProcessor
 from .prompts import DEFAULT_TEMPLATE, check_templates
 from .waveform import is_batch
 
+logger = logging.getLogger(__name__)
+
 TINY = str(Path(__file__).parent / "checkpoints" / "tiny")
 """The bundled checkpoint: pass it to any `from_pretrained`."""
 
 DEFAULT_WINDOW_S = 2.0
-
-logger = logging.getLogger(__name__)
 
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
