@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain, repeat
 from operator import is_
+from threading import RLock
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 SAMPLE = 64
+
+# Threads that start together, as the workers of a pipeline do, would each make a copy.
+ONE_AT_A_TIME = RLock()
 
 T = TypeVar("T")
 
@@ -46,11 +50,18 @@ class Derived(Generic[T]):
             sources: the tensors on the CPU that it is made of, always as many.
             make: makes it, without gradients; in a `variant` of which one is kept.
         """
-        kept = self._kept  # once, for another thread may make it at the same time
-        if kept is None or kept[0] != variant or not kept[1].are_as_seen(sources):
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = kept = variant, _Witness(sources), make()
+        kept = self._still(sources, variant)
+        if kept is None:
+            with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+                kept = self._still(sources, variant)
+                if kept is None:
+                    self._kept = kept = variant, _Witness(sources), make()
         return kept[2]
+
+    def _still(self, sources: Sequence[torch.Tensor | None], variant: Hashable) -> "tuple[Hashable, _Witness, T] | None":
+        """What is kept, if it is of this variant and its sources are as they were."""
+        kept = self._kept  # once, for another thread may make it at the same time
+        return kept if kept and kept[0] == variant and kept[1].are_as_seen(sources) else None
 
     def clear(self) -> None:
         """Give the memory back."""

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from .attention import attention_scores
-from .derived import Derived, ModuleState
+from .derived import ONE_AT_A_TIME, Derived, ModuleState
 from .linear import Linear, is_plain, is_plain_inference, onednn_add_linear, onednn_linear, pack_weight
 
-# In bfloat16 all weights are kept packed too, and both together take what float32 weights take. In float32 they are
-# where a block has so few that they take little memory; and these meet many rows.
+# For one clip, float32 weights are kept packed too where a block has so few that they take little memory; and these
+# meet many rows. For several clips all are: their hidden states take more. In bfloat16 both together take what float32
+# weights take.
 PACKED_BLOCK_WEIGHTS = 2**19
 
 LinearTensors = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias
@@ -45,8 +46,8 @@ class StagePreparation:
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[torch.dtype, ModuleState, list[torch.Tensor | None] | None] | None = None
-        self._prepared: Derived[PreparedStage] = Derived()
+        self._seen: _Seen | None = None
+        self._prepared: tuple[Derived[PreparedStage], Derived[PreparedStage]] = Derived(), Derived()  # plain, packed
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_seen": None, "_prepared": self._prepared}
@@ -67,25 +68,42 @@ class StagePreparation:
         if block.attention.config._attn_implementation not in ("eager", "sdpa"):
             return None
         seen = self._seen  # once, for another thread may look at the same time
-        if seen is None or seen[0] != hidden.dtype or not seen[1].is_as_seen():
-            self._prepared.clear()
-            state = ModuleState(stage)
-            sources = None if state.is_watched or not _is_plain(stage, hidden.dtype) else _sources(stage)
-            self._seen = seen = hidden.dtype, state, sources
-        return None if seen[2] is None else self._prepared(seen[2], lambda: PreparedStage(stage))
+        if seen is None or not seen.is_still(hidden.dtype):
+            with ONE_AT_A_TIME:
+                seen = self._seen
+                if seen is None or not seen.is_still(hidden.dtype):
+                    self.clear()
+                    self._seen = seen = _Seen(stage, hidden.dtype)
+        if not seen.sources:
+            return None
+        packs = len(hidden) > 1 or False not in seen.sources
+        return self._prepared[packs](seen.sources[packs], lambda: PreparedStage(stage, packs))
 
     def clear(self) -> None:
         """Give the memory back."""
         self._seen = None
-        self._prepared.clear()
+        for prepared in self._prepared:
+            prepared.clear()
+
+
+class _Seen:
+    """A `SwinStage` as it was prepared, and what was made of what: by whether weights are packed; nothing if it cannot be."""
+
+    def __init__(self, stage: Any, dtype: torch.dtype):
+        self._dtype, self._state = dtype, ModuleState(stage)
+        self.sources: dict[bool, list[torch.Tensor | None]] = {}
+        if not self._state.is_watched and _is_plain(stage, dtype):
+            self.sources = {packs: _sources(stage, packs) for packs in {True, _packs_for_one_clip(stage)}}
+
+    def is_still(self, dtype: torch.dtype) -> bool:
+        return self._dtype == dtype and self._state.is_as_seen()
 
 
 class PreparedStage:
     """`(batch, patches, dim)` -> what the `SwinStage` gives, whose weights it has packed or uses as they are."""
 
-    def __init__(self, stage: Any):
+    def __init__(self, stage: Any, packs: bool):
         *orders, self.after = stage.orders
-        packs = _packs(stage)
         self.blocks = [PreparedBlock(block, order, packs) for block, order in zip(stage.blocks, orders, strict=True)]
         self.merging: tuple[NormArguments, LinearTensors] | None = None
         if not stage.is_last:
@@ -185,17 +203,17 @@ def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
     )
 
 
-def _packs(stage: Any) -> bool:
+def _packs_for_one_clip(stage: Any) -> bool:
     weights = [layer.weight for layer in _linears(stage.blocks[0])]
     return weights[0].dtype == torch.bfloat16 or sum(weight.numel() for weight in weights) <= PACKED_BLOCK_WEIGHTS
 
 
-def _sources(stage: Any) -> list[torch.Tensor | None]:
+def _sources(stage: Any, packs: bool) -> list[torch.Tensor | None]:
     """What a prepared stage has copies of."""
     sources = []
     for block in stage.blocks:
         sources += [block.attention.relative_position_bias_table, block.shift_mask]
-    if _packs(stage):
+    if packs:
         sources += [tensor for layer in _all_linears(stage) for tensor in (layer.weight, layer.bias)]
     return sources
 
