@@ -1,5 +1,8 @@
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -57,6 +60,20 @@ def test_a_variant_is_another_thing_and_clear_forgets(doubled):
     call.derived.clear()
     call(tensor, variant="other")
     assert len(made) == 3
+
+
+def test_threads_that_come_together_wait_for_one_copy(doubled):
+    call, made = doubled
+    tensor, start = torch.randn(3), Barrier(8)
+
+    def slowly(_):
+        start.wait()
+        return call.derived([tensor], lambda: time.sleep(0.05) or made.append(tensor) or 2 * tensor)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(slowly, range(8)))
+    assert len(made) == 1
+    assert all(result is results[0] for result in results)
 
 
 def test_is_neither_copied_nor_saved_and_has_no_gradient():

@@ -5,6 +5,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_clap import linear
 from hf_clap.linear import (
     ONEDNN_DTYPES,
     WEIGHTS_FOR_MKL,
@@ -233,8 +234,10 @@ def test_packed_weights_give_the_same(layers, shape, dtype):
     assert torch.allclose(output.double(), expected, rtol=tolerance, atol=2e-6)
 
 
+@pytest.mark.parametrize("fuses_gelu", [True, False])
 @pytest.mark.parametrize("dtype", ONEDNN_DTYPES)
-def test_gelu_and_residual_in_one_pass_give_the_same(layers, dtype):
+def test_gelu_and_residual_give_the_same_in_one_pass(layers, dtype, fuses_gelu, monkeypatch):
+    monkeypatch.setattr(linear, "FUSES_GELU", fuses_gelu)
     weight, bias = (tensor.detach().to(dtype) for tensor in (layers[0].weight, layers[0].bias))
     hidden, residual = torch.randn(5, 96).to(dtype), torch.randn(5, 384).to(dtype)
     kept = hidden.clone(), residual.clone()

@@ -1,6 +1,7 @@
 """What is made of weights once and kept beside them for inference: folded norms, packed weights, position biases."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import is_
 from threading import RLock
@@ -39,7 +40,7 @@ class Derived(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[Hashable, _Witness, T] | None = None
+        self._kept: _Kept[T] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_kept": None}
@@ -50,22 +51,28 @@ class Derived(Generic[T]):
             sources: the tensors on the CPU that it is made of, always as many.
             make: makes it, without gradients; in a `variant` of which one is kept.
         """
-        kept = self._still(sources, variant)
-        if kept is None:
-            with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
-                kept = self._still(sources, variant)
-                if kept is None:
-                    self._kept = kept = variant, _Witness(sources), make()
-        return kept[2]
-
-    def _still(self, sources: Sequence[torch.Tensor | None], variant: Hashable) -> "tuple[Hashable, _Witness, T] | None":
-        """What is kept, if it is of this variant and its sources are as they were."""
         kept = self._kept  # once, for another thread may make it at the same time
-        return kept if kept and kept[0] == variant and kept[1].are_as_seen(sources) else None
+        if kept is None or not kept.is_of(sources, variant):
+            with ONE_AT_A_TIME:
+                kept = self._kept
+                if kept is None or not kept.is_of(sources, variant):
+                    with torch.inference_mode(False), torch.no_grad():
+                        self._kept = kept = _Kept(make(), _Witness(sources), variant)
+        return kept.value
 
     def clear(self) -> None:
         """Give the memory back."""
         self._kept = None
+
+
+@dataclass(frozen=True)
+class _Kept(Generic[T]):
+    value: T
+    witness: "_Witness"
+    variant: Hashable
+
+    def is_of(self, sources: Sequence[torch.Tensor | None], variant: Hashable) -> bool:
+        return self.variant == variant and self.witness.are_as_seen(sources)
 
 
 class _Witness:

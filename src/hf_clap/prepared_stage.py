@@ -87,10 +87,11 @@ class StagePreparation:
 
 
 class _Seen:
-    """A `SwinStage` as it was prepared, and what was made of what: by whether weights are packed; nothing if it cannot be."""
+    """A `SwinStage` as it was when it was prepared."""
 
     def __init__(self, stage: Any, dtype: torch.dtype):
         self._dtype, self._state = dtype, ModuleState(stage)
+        # what is copied, by whether weights are packed; nothing where its modules must be called
         self.sources: dict[bool, list[torch.Tensor | None]] = {}
         if not self._state.is_watched and _is_plain(stage, dtype):
             self.sources = {packs: _sources(stage, packs) for packs in {True, _packs_for_one_clip(stage)}}
