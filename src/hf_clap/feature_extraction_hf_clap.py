@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from .linear import nothing_rewrites
+from .linear import ONEDNN_DTYPES, nothing_rewrites, onednn_linear
 from .waveform import AudioError, as_waveform, is_batch, iter_windows, resample, valid_rate
 
 # What transformers itself adds to a feature extractor's JSON.
@@ -29,9 +29,6 @@ INT16_MAX = 32767
 # Of the frames that a core transforms at a time: smaller pieces cost more calls, larger ones, such as those of a whole
 # batch, leave its cache (4x).
 PIECE_BYTES = 2**21
-
-# Of the mel filter bank, applied one by one: low filters are narrow, so that a third of the multiplications is left.
-BANDS = 3
 
 
 class HfClapFeatureExtractor(SequenceFeatureExtractor):
@@ -268,7 +265,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _energies(self, waveform: torch.Tensor) -> torch.Tensor:
         """(samples,) -> (frames, mels), with gradients"""
-        window, mel, *_ = self.front_end(waveform.device, waveform.dtype)
+        window, mel, _ = self.front_end(waveform.device, waveform.dtype)
         frames = self._frames(waveform, 0, self._frame_count(len(waveform)))
         spectrum = torch.fft.rfft(frames * window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
         if self.power == 1:
@@ -280,9 +277,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         The same on a CPU, without gradients, into `log_mel` `(frames, mels)`: in pieces that stay in the cache, and in
         memory that is used again.
         """
-        window, _, bins, bands = self.front_end(waveform.device, waveform.dtype)
+        window, _, used = self.front_end(waveform.device, waveform.dtype)
+        product = onednn_linear if waveform.dtype in ONEDNN_DTYPES else F.linear
         frames, piece_bytes = log_mel.shape[0], PIECE_BYTES * torch.get_num_threads()
         pieces = log_mel.tensor_split(math.ceil(frames * self.n_fft * waveform.element_size() / piece_bytes))
+        bins = used.last_bin - used.first_bin
         # for the windowed frames and, once these are transformed, for the magnitudes
         buffer = _thread_memory(pieces[0].shape[0] * self.n_fft, waveform.dtype)
         edges = self._edges(frames)
@@ -297,17 +296,15 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
                 rows = windowed[begin - start : end - start, : self.win_length]
                 torch.mul(self._frames(waveform, begin, end), window, out=rows)
             spectrum = torch.fft.rfft(windowed)
-            squares = torch.view_as_real(spectrum)[:, bins].square_()  # (frames, bins, 2)
-            real, imaginary = squares.unbind(dim=-1)
-            magnitude = torch.add(real, imaginary, out=buffer[: real.numel()].view(real.shape))
+            squares = torch.view_as_real(spectrum)[:, used.first_bin : used.last_bin].square_()  # (frames, bins, 2)
+            magnitude = torch.add(squares[..., 0], squares[..., 1], out=buffer[: frames * bins].view(frames, -1))
             if self.power == 1:
                 magnitude.sqrt_()
-            for band in bands:
-                torch.mm(magnitude[:, band.bins], band.weights, out=piece[:, band.mels])
+            energies = product(magnitude, used.weights, None)
             if self.log == "db":
-                piece.clamp_(min=self.log_floor)
+                torch.clamp(energies, min=self.log_floor, out=piece)
             else:
-                piece.add_(self.log_floor)
+                torch.add(energies, self.log_floor, out=piece)
             start += frames
         if self.log == "db":
             log_mel.log10_().mul_(10)
@@ -452,12 +449,12 @@ def _may_be_written(waveform: torch.Tensor) -> bool:
     return not waveform.requires_grad and nothing_rewrites(waveform)
 
 
-class Band(NamedTuple):
-    """Neighbouring mel filters."""
+class UsedBins(NamedTuple):
+    """The bins that the mel filter bank uses."""
 
-    mels: slice
-    bins: slice  # that they use, of those that the bank uses
-    weights: torch.Tensor  # (bins, mels)
+    first_bin: int
+    last_bin: int  # the one after it, as in a slice
+    weights: torch.Tensor  # (mels, bins), laid out as its transpose, which oneDNN takes as it is
 
 
 class FrontEnd(NamedTuple):
@@ -465,8 +462,7 @@ class FrontEnd(NamedTuple):
 
     window: torch.Tensor
     mel: torch.Tensor
-    bins: slice  # that the bank uses
-    bands: list[Band]
+    used: UsedBins
 
 
 @lru_cache(maxsize=16)
@@ -498,20 +494,6 @@ def _front_end(
     with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
         window = torch.hann_window(win_length, periodic=True, dtype=torch.float64).to(device, dtype)
         filters = torch.from_numpy(mel).to(device, dtype)
-        bins = _used_bins(filters)
-        return FrontEnd(window, filters, bins, _bands(filters[bins]))
-
-
-def _used_bins(filters: torch.Tensor) -> slice:
-    """The bins of `(bins, mels)` that are not zero for all."""
-    bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
-    return slice(bins[0], bins[-1] + 1)
-
-
-def _bands(filters: torch.Tensor) -> list[Band]:
-    bands, mels = [], 0
-    for part in filters.split(math.ceil(filters.shape[1] / BANDS), dim=1):
-        bins = _used_bins(part)
-        bands.append(Band(slice(mels, mels + part.shape[1]), bins, part[bins].contiguous()))
-        mels += part.shape[1]
-    return bands
+        bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
+        first_bin, last_bin = bins[0], bins[-1] + 1
+        return FrontEnd(window, filters, UsedBins(first_bin, last_bin, filters[first_bin:last_bin].T))
