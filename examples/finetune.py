@@ -15,12 +15,14 @@ Started again with the same arguments, a run that was stopped goes on exactly wh
 
 import argparse
 import json
+import statistics
 import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 import hf_clap
 from hf_clap.hub import push_to_hub
@@ -84,7 +86,11 @@ def main() -> None:
     if last is None and trainer.is_world_process_zero():
         arguments.output.mkdir(parents=True, exist_ok=True)
         write_json(arguments.output / "before.json", before)
-    summary = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if last and last.name == f"checkpoint-{arguments.steps}":  # stopped after its last step
+        trainer._load_from_checkpoint(str(last))
+        trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=last)
     after = trainer.evaluate()
 
     # 4. What came of it: the model with its card, the curve, and the numbers.
@@ -94,7 +100,8 @@ def main() -> None:
     plot_training(arguments.output / "loss.png", trainer.state.log_history)
     metrics = [name for name in after if "r@" in name]
     settings = {name: value for name, value in vars(arguments).items() if name not in LOCAL}
-    results = {"before": before, "after": after, "pairs_per_s": summary.metrics["train_samples_per_second"]}
+    speeds = [entry["pairs_per_s"] for entry in trainer.state.log_history if "pairs_per_s" in entry]
+    results = {"before": before, "after": after, "pairs_per_s": statistics.median(speeds) if speeds else None}
     write_json(arguments.output / "results.json", results | {"settings": settings})
     measured = {"dataset_type": "held-out", "dataset_name": Path(arguments.source).name, "task_type": "retrieval"}
     results_for_card = [
@@ -109,13 +116,15 @@ def main() -> None:
     for name in metrics:
         change = after[name] / before[name] - 1 if before[name] else float("inf")
         print(f"{name.removeprefix('eval_'):24} {before[name]:7.4f} {after[name]:7.4f} {change:+7.0%}")
-    print(f"{results['pairs_per_s']:.1f} pairs/s; {arguments.output}/ holds the model, results.json and loss.png")
+    print(f"{results['pairs_per_s']} pairs/s; {arguments.output}/ holds the model, results.json and loss.png")
     if arguments.push_to_hub:
         print(push_to_hub(arguments.output, arguments.push_to_hub))
 
 
 def belongs(row: dict[str, Any], column: str | None, every: int, held_out: bool) -> bool:
     """Whether a row is on one side of the split: by a hash, so that it is on the same side in every epoch and run."""
+    if column and column not in row:
+        raise SystemExit(f"The pairs have no column {column!r} but {', '.join(row)}; choose one of them.")
     key = row[column] if column else row
     return (zlib.crc32(str(key).encode()) % every == 0) == held_out
 

@@ -51,6 +51,7 @@ def contrastive_loss(
 
     ```
     """
+    _check_pairs(audio_embeds, text_embeds)
     all_text_embeds = text_embeds if all_text_embeds is None else all_text_embeds
     all_audio_embeds = audio_embeds if all_audio_embeds is None else all_audio_embeds
 
@@ -97,6 +98,7 @@ def sigmoid_loss(
 
     ```
     """
+    _check_pairs(audio_embeds, text_embeds)
     keys = text_embeds if all_text_embeds is None else all_text_embeds
 
     def judge(queries: torch.Tensor, keys: torch.Tensor, first: int) -> torch.Tensor:
@@ -141,6 +143,11 @@ def caption_groups(input_ids: torch.Tensor, attention_mask: torch.Tensor | None 
     return (tokens.long() * torch.tensor(powers, device=tokens.device)).sum(dim=1)
 
 
+def _check_pairs(audio_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
+    if len(audio_embeds) != len(text_embeds):
+        raise ValueError(f"{len(audio_embeds)} clips and {len(text_embeds)} texts are not pairs; pass as many.")
+
+
 def _twins(groups: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(queries, keys): true where a key is of the query's group and not its own."""
     return (groups[targets][:, None] == groups) & ~_own(targets, len(groups))
@@ -159,6 +166,8 @@ def _in_chunks(
     chunk_size: int | None,
 ) -> torch.Tensor:
     """The mean over queries of a loss that sums over them; a chunk's logits are made anew for its gradient."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} is not possible; it must be at least 1.")
     if not 0 <= offset <= len(keys) - len(queries):
         raise ValueError(
             f"{len(queries)} pairs from {offset} on are not among {len(keys)}; pass the place of these pairs among "

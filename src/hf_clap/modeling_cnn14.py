@@ -1,5 +1,8 @@
 """Cnn14, the audio tower of CLAP 2022 (PANNs, Kong et al. 2019, arXiv 1912.10211), with time kept."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -48,8 +51,23 @@ class Cnn14Block(GradientCheckpointingLayer):
             if self.folds_norms and folded.is_possible(hidden, conv, norm):
                 hidden = folded(hidden, conv, norm)
             else:
-                hidden = F.relu(norm(conv(hidden)))
+                with _counted_once(norm):
+                    hidden = F.relu(norm(conv(hidden)))
         return self.dropout(F.avg_pool2d(hidden, self.pool_size))
+
+
+@contextmanager
+def _counted_once(norm: nn.Module) -> Iterator[None]:
+    """Running statistics stay when gradient checkpointing computes a batch again, in a backward pass."""
+    if torch.compiler.is_compiling() or not norm.training or torch._C._current_graph_task_id() == -1:
+        yield
+        return
+    held = dict(norm._buffers)  # in the graph, so that they cannot be set back in place
+    norm._buffers.update({name: buffer if buffer is None else buffer.clone() for name, buffer in held.items()})
+    try:
+        yield
+    finally:
+        norm._buffers.update(held)
 
 
 class HfClapCnn14Model(HfClapAudioTower):

@@ -79,6 +79,13 @@ class HfClapTrainingArguments(TrainingArguments):
             self.use_cpu = True  # otherwise processes without a GPU do not find each other
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if self.fp16 and self.use_cpu:  # accelerate would train in float32
+            raise ValueError("fp16=True is for GPUs; choose bf16=True, or neither.")
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no effect on a contrastive loss; leave it out.")
+        for tower in ("audio", "text"):
+            if getattr(self, f"freeze_{tower}") and getattr(self, f"{tower}_learning_rate") is not None:
+                raise ValueError(f"freeze_{tower}=True leaves nothing to {tower}_learning_rate; choose one of them.")
 
 
 class HfClapTrainer(Trainer):
@@ -96,7 +103,10 @@ class HfClapTrainer(Trainer):
         processing_class: the `HfClapProcessor`, saved with the model; makes the batches, unless there is a
             `data_collator`.
         train_dataset, eval_dataset: streams of `load_pairs`, or data sets of `Pair` with a length.
-        options: further arguments of `Trainer`.
+        options: further arguments of `Trainer`, but for `compute_metrics` and `preprocess_logits_for_metrics`.
+
+    Raises:
+        TypeError, ValueError: for arguments that cannot be used, or that would have no effect.
 
     Example:
 
@@ -124,9 +134,24 @@ class HfClapTrainer(Trainer):
         data_collator: Any = None,
         **options: Any,
     ):
+        if not isinstance(args, HfClapTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}; pass HfClapTrainingArguments.")
+        for name in ("compute_metrics", "preprocess_logits_for_metrics"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name} is not called here; evaluation gives the loss and retrieval metrics.")
         freeze(model, audio=args.freeze_audio, text=args.freeze_text)
-        if isinstance(options.get("train_dataset"), PairStream):
+        train_dataset = options.get("train_dataset")
+        if isinstance(train_dataset, PairStream):
+            if not train_dataset.training:
+                raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
             args.ignore_data_skip = True  # the stream's own state leads to the place, without reading up to it
+        if train_dataset is not None and model.config.loss == "softmax":
+            pairs = args.train_batch_size * args.world_size
+            if pairs < 2:
+                raise ValueError(
+                    "A batch of one pair has nothing to contrast it with; raise per_device_train_batch_size, and set "
+                    "micro_batch_size where memory is short (gradient accumulation adds no negatives)."
+                )
         collator = PairCollator(processing_class) if data_collator is None else data_collator
         self._loader: PairLoader | None = None
         self._last_log: tuple[float, int] | None = None
@@ -137,7 +162,7 @@ class HfClapTrainer(Trainer):
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
@@ -146,11 +171,16 @@ class HfClapTrainer(Trainer):
 
         Raises:
             ValueError: if the run to resume has done all of its `max_steps`.
+            FileNotFoundError: if it is not a checkpoint.
         """
         if resume_from_checkpoint is True and (last := last_checkpoint(str(self.args.output_dir))) is not None:
             resume_from_checkpoint = str(last)
-        if isinstance(resume_from_checkpoint, str):
-            steps = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
+        if resume_from_checkpoint is not None and not isinstance(resume_from_checkpoint, bool):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            state = Path(resume_from_checkpoint, TRAINER_STATE_NAME)
+            if not state.is_file():
+                raise FileNotFoundError(f"{resume_from_checkpoint} has no {TRAINER_STATE_NAME}; name a checkpoint.")
+            steps = TrainerState.load_from_json(str(state)).global_step
             if 0 < self.args.max_steps <= steps:
                 raise ValueError(f"{resume_from_checkpoint} is the end of its run of {steps} steps; raise max_steps.")
         self._last_log = None
@@ -170,11 +200,19 @@ class HfClapTrainer(Trainer):
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         rank, processes = self.args.process_index, self.args.world_size
         if isinstance(dataset, PairStream):
+            if dataset.training:
+                raise ValueError("eval_dataset is a stream that never ends; load it with training=False.")
             return self._pair_loader(dataset.split(rank, processes), self.args.eval_batch_size)
         if dataset is None or not hasattr(dataset, "__len__"):
             raise ValueError("The evaluation needs eval_dataset: a stream of load_pairs, or pairs with a length.")
         share = Subset(dataset, range(rank, len(dataset), processes))
-        return DataLoader(share, self.args.eval_batch_size, collate_fn=self.data_collator)
+        return DataLoader(
+            share,
+            self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),  # it would draw a number of those that the training's dropout has
+        )
 
     def _pair_loader(self, pairs: PairStream, batch_size: int) -> PairLoader:
         args = self.args
@@ -338,6 +376,10 @@ class HfClapTrainer(Trainer):
         if self._loader is None or checkpoint is None:
             return
         path = Path(checkpoint, self._loader_state_name())
+        if not any(Path(checkpoint).glob("pairs_*.json")):
+            raise FileNotFoundError(
+                f"{checkpoint} has weights only and cannot be gone on from; write checkpoints without save_only_model."
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{checkpoint} does not say where process {self.args.process_index} was in its pairs; go on with as "
