@@ -297,7 +297,7 @@ def test_labels_are_encoded_anew_after_training():
 def test_few_label_sets_are_kept(tiny_tagger):
     for index in range(12):
         tiny_tagger(noise(0.1), [f"label {index}"], sampling_rate=RATE)
-    assert len(tiny_tagger._label_embeds) == CACHED_LABEL_SETS == 8
+    assert len(tiny_tagger._label_embeds._kept.value) == CACHED_LABEL_SETS == 8
 
 
 def test_labels_from_a_generator(tiny_tagger):

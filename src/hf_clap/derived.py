@@ -1,5 +1,6 @@
 """What is made of weights once and kept beside them for inference: folded norms, packed weights, position biases."""
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -13,8 +14,13 @@ from torch import nn
 
 SAMPLE = 64
 
+# By bytes of a number: what NumPy can read, whatever the numbers are.
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 # Threads that start together, as the workers of a pipeline do, would each make a copy.
 ONE_AT_A_TIME = RLock()
+if hasattr(os, "register_at_fork"):  # the thread that holds it is not in the child
+    os.register_at_fork(after_in_child=ONE_AT_A_TIME._at_fork_reinit)  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
@@ -48,7 +54,7 @@ class Derived(Generic[T]):
     def __call__(self, sources: Sequence[torch.Tensor | None], make: Callable[[], T], variant: Hashable = None) -> T:
         """
         Args:
-            sources: the tensors on the CPU that it is made of, always as many.
+            sources: the tensors that it is made of.
             make: makes it, without gradients; in a `variant` of which one is kept.
         """
         kept = self._kept  # once, for another thread may make it at the same time
@@ -78,15 +84,17 @@ class _Kept(Generic[T]):
 class _Witness:
     """
     Of tensors, so that a change shows: by an operator, which torch counts, or by other memory. What is done through
-    `.data`, as in merging LoRA, is not counted; it changes most values, and so some of a sample of them.
+    `.data`, as in merging LoRA, is not counted; it changes most values, and so some of a sample of them, which is
+    taken on a CPU. Of a few values that are written through `.data` nobody is told.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor | None]):
         self._state = self._look(tensors)
-        self._samples = [_sample(tensor) for tensor in tensors if tensor is not None]
+        self._samples = [_sample(tensor) for tensor in tensors if tensor is not None and _is_readable(tensor)]
         self._values = self._read()
 
     def are_as_seen(self, tensors: Sequence[torch.Tensor | None]) -> bool:
+        # in this order: memory that is not the tensor's any more may be gone
         return self._look(tensors) == self._state and self._read() == self._values
 
     @staticmethod
@@ -101,13 +109,29 @@ class _Witness:
         return list(map(np.ndarray.tobytes, self._samples))
 
 
+def _is_readable(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (nn.Parameter, torch.Tensor) and tensor.is_cpu and tensor.element_size() in INTEGERS
+
+
 def _sample(tensor: torch.Tensor) -> np.ndarray:
     """Some of its values, as they are in its memory at any time."""
     side = SAMPLE ** (1 / max(1, tensor.ndim))
     sample = tensor.detach()[tuple(slice(None, None, max(1, int(size / side))) for size in tensor.shape)]
-    if sample.dtype == torch.bfloat16:
-        sample = sample.view(torch.int16)  # which NumPy knows
-    return sample.numpy()
+    # after `sample.numpy()` FSDP could not resize the memory
+    return np.from_dlpack(sample.view(INTEGERS[sample.element_size()]))
+
+
+def is_any_watched(*modules: nn.Module) -> bool:
+    """Whether somebody watches one of them, not those inside, by a hook or in place of `forward`."""
+    return hooks_of_all() or any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules
+    )
+
+
+def hooks_of_all() -> bool:
+    """Whether somebody watches all modules that there are."""
+    module = nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 
 class ModuleState:
@@ -141,4 +165,4 @@ class ModuleState:
         return chain.from_iterable(named.values() for named in self._named)
 
     def _is_watched(self) -> bool:
-        return any(self._hooks) or any(map(dict.__contains__, self._attributes, repeat("forward")))
+        return hooks_of_all() or any(self._hooks) or any(map(dict.__contains__, self._attributes, repeat("forward")))

@@ -2,22 +2,25 @@
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
+from numbers import Real
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import BatchFeature
 
 from .audio import iter_audio
+from .derived import Derived
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .freed_memory import keep_freed_memory
 from .modeling_hf_clap import HfClapModel
@@ -172,9 +175,12 @@ def window_and_hop(extractor: HfClapFeatureExtractor, window_s: float | None, ho
     longest_s = extractor.max_length_s
     window_s = longest_s if window_s is None else window_s
     hop_s = window_s if hop_s is None else hop_s
-    if not (isinstance(window_s, (int, float)) and 0 < window_s <= longest_s):
-        raise ValueError(f"window_s={window_s!r} is not possible; the model hears at most {longest_s} s at once.")
-    if not (isinstance(hop_s, (int, float)) and 0 < hop_s <= window_s):
+    if not (isinstance(window_s, Real) and 0 < window_s <= longest_s):
+        raise ValueError(
+            f"window_s={window_s!r} is not possible; it must be more than 0, and the model hears at most {longest_s} "
+            "s at once."
+        )
+    if not (isinstance(hop_s, Real) and 0 < hop_s <= window_s):
         raise ValueError(f"hop_s={hop_s!r} is not possible; it must be more than 0 and at most window_s={window_s}.")
     rate = extractor.sampling_rate
     return max(1, round(window_s * rate)), max(1, round(hop_s * rate))
@@ -205,6 +211,15 @@ def embed_texts(model: HfClapModel, processor: HfClapProcessor, texts: Sequence[
         used = {name: field[batch][:, columns].to(model.device) for name, field in tokens.items()}
         embeds.append(model.encode_text(**used))
     return torch.cat(embeds)[order.argsort().to(model.device)]
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """How adapters of peft take part in the model, layer by layer; nothing without any."""
+    return [
+        f"{layer.active_adapters} {layer.disable_adapters} {layer.merged_adapters}"
+        for layer in model.modules()
+        if hasattr(layer, "merged_adapters")
+    ]
 
 
 class Embedder:
@@ -242,6 +257,13 @@ class Embedder:
         self.batch_size = batch_size
         self.workers = workers or torch.get_num_threads()
         self._device_lock = Lock()
+        self._digests: defaultdict[tuple[str, torch.dtype | None], Derived[str]] = defaultdict(Derived)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_device_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _device_lock=Lock())
 
     @property
     def name(self) -> str:
@@ -254,34 +276,33 @@ class Embedder:
         """The commit on the Hub that the model is from, if it is from there."""
         return getattr(self.model.config, "_commit_hash", None)
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
         """Of all weights, the configuration and the feature extractor's settings."""
         return self._sha256("")
 
-    @cached_property
+    @property
     def space_sha256(self) -> str:
         """Of what must be equal for embeddings to be compared: of all weights in bfloat16, so that it is the same for
         a checkpoint in float32 and in bfloat16, the configuration and the feature extractor's settings."""
         return self._sha256("", torch.bfloat16)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Of what decides how clips are embedded: the audio side's weights, both settings, and the device's kind."""
         return self._sha256("audio_") + f" {self.model.device.type} {self.batch_size}"
 
     def _sha256(self, prefix: str, dtype: torch.dtype | None = None) -> str:
         """Of weights whose names begin so, as they are or in a dtype, and the settings."""
-        digest = hashlib.sha256()
-        for settings in (self.model.config.to_diff_dict(), self.processor.feature_extractor.to_dict()):
-            settings = _without(ORIGIN if dtype is None else ORIGIN + SAVED_AS, settings)
-            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name, tensor in self.model.state_dict().items():
-            if name.startswith(prefix):
-                tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        without = ORIGIN if dtype is None else ORIGIN + SAVED_AS
+        settings = [
+            json.dumps(_without(without, settings), sort_keys=True, default=str)
+            for settings in (self.model.config.to_diff_dict(), self.processor.feature_extractor.to_dict())
+        ] + active_adapters(self.model)
+        weights = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(prefix)}
+        return self._digests[prefix, dtype](
+            list(weights.values()), lambda: _digest(settings, weights, dtype), (*settings, *weights)
+        )
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """`(texts, dim)` float32, L2-normalised."""
@@ -393,6 +414,19 @@ def _start_worker() -> None:
     """A thread that computes on one core, and keeps the memory that it has."""
     torch.set_num_threads(1)
     keep_freed_memory()
+
+
+def _digest(settings: list[str], weights: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> str:
+    """SHA-256 of settings, and of weights as they are or in a dtype."""
+    digest = hashlib.sha256()
+    for setting in settings:
+        digest.update(setting.encode())
+    for name, tensor in weights.items():
+        tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        # after `.numpy()` FSDP could not resize the memory
+        digest.update(np.from_dlpack(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)).data)
+    return digest.hexdigest()
 
 
 def _without(names: Sequence[str], settings: Any) -> Any:

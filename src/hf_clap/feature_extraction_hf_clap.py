@@ -258,7 +258,8 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             log_mel = waveform.new_empty(frames, self.feature_size)
             self._write_log_mel(waveform, log_mel)
             return log_mel
-        energies = self._energies(waveform)
+        with torch.autocast(waveform.device.type, enabled=False):  # powers go beyond half precision
+            energies = self._energies(waveform)
         if self.log == "db":
             return 10 * torch.log10(energies.clamp(min=self.log_floor))
         return torch.log(energies + self.log_floor)

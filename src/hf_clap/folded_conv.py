@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .derived import Derived
+from .derived import Derived, is_any_watched
 from .linear import is_plain_inference, onednn_linear, pack_weight
 
 # Height times width up to which a convolution is one product of matrices over copies of each place's surroundings:
@@ -58,7 +58,7 @@ class FoldedConv:
             and isinstance(conv.padding, tuple)
             and conv.padding_mode == "zeros"
             and type(norm) is nn.BatchNorm2d
-            and not (conv._forward_hooks or conv._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+            and not is_any_watched(conv, norm)
         )
 
     def __call__(self, hidden: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -276,18 +276,32 @@ def schema_of(dim: int) -> Any:
 
 
 def read_info(index: str | PathLike[str]) -> IndexInfo:
+    """What an index was made from; errors as of `open_index`."""
+    with open_index(index) as (_, info):
+        return info
+
+
+@contextmanager
+def open_index(index: str | PathLike[str]) -> Iterator[tuple[pq.ParquetFile, IndexInfo]]:
     """
-    What an index was made from.
+    An index, open, and what it was made from: of one moment, also while `hf-clap embed` puts another in its place.
 
     Raises:
         OSError: if there is no such file, or it is no index.
     """
+    if Path(index).is_dir():
+        raise IsADirectoryError(f"{index} is a folder; name the file in it that `hf-clap embed` wrote.")
     if not Path(index).is_file():
         raise FileNotFoundError(f"{index} does not exist; make it with `hf-clap embed SOURCE -o {index}`.")
-    try:
-        return IndexInfo(**json.loads(pq.read_metadata(index).metadata[METADATA_KEY]))
-    except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise OSError(f"{index} is not an index that `hf-clap embed` wrote; name one, or delete the file.") from error
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(pq.ParquetFile(index))
+            info = IndexInfo(**json.loads(file.metadata.metadata[METADATA_KEY]))
+        except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise OSError(
+                f"{index} is not an index that `hf-clap embed` wrote; name one, or delete the file."
+            ) from error
+        yield file, info
 
 
 def iter_index(index: str | PathLike[str]) -> Iterator[EmbeddedRecording]:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .derived import Derived
+from .derived import Derived, is_any_watched
 
 # The gradient of so few weights in float32 is left to MKL.
 WEIGHTS_FOR_MKL = 2**16
@@ -118,7 +118,7 @@ def _patches(hidden: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 def conv_relu(conv: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """`relu(conv(hidden))`, in one pass if the convolution is ours: an adapter around it adds to what comes before."""
-    if isinstance(conv, Conv2d) and not conv._forward_hooks:
+    if isinstance(conv, Conv2d) and not is_any_watched(conv):
         return conv(hidden, relu=True)
     return F.relu(conv(hidden), inplace=True)
 

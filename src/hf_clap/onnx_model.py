@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
 from .configuration_hf_clap import HfClapConfig
 from .embedding import Embedder
@@ -63,7 +64,8 @@ class HfClapOnnxModel:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         settings.use_deterministic_compute = True
-        if missing := [name for name in (AUDIO_GRAPH, TEXT_GRAPH, LOGITS) if not (folder / name).is_file()]:
+        files = (AUDIO_GRAPH, TEXT_GRAPH, LOGITS, CONFIG_NAME, PROCESSOR_NAME)
+        if missing := [name for name in files if not (folder / name).is_file()]:
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; make it with `hf-clap export`.")
         self.config: HfClapConfig = HfClapConfig.from_pretrained(folder)
         self.feature_extractor = HfClapFeatureExtractor.from_pretrained(folder)
@@ -73,7 +75,7 @@ class HfClapOnnxModel:
                 for name in (AUDIO_GRAPH, TEXT_GRAPH)
             )
             logits = json.loads((folder / LOGITS).read_text(encoding="utf-8"))
-            self._factor, self._bias = logits["logit_factor"], logits["logit_bias"]
+            self._factor, self._bias = float(logits["logit_factor"]), float(logits["logit_bias"])
         except Exception as error:  # onnxruntime's own errors have no base but this
             raise OSError(f"{folder} is damaged ({str(error).splitlines()[0]}); export the model again.") from error
 

@@ -5,23 +5,26 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice, repeat, takewhile
-from numbers import Integral
+from json import JSONDecodeError
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig
 
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
-from .embedding import Clip, Embedder, embed_texts, window_and_hop
+from .derived import Derived
+from .embedding import Clip, Embedder, active_adapters, embed_texts, window_and_hop
 from .linear import is_slow_on_cpu
 from .modeling_hf_clap import HfClapModel
 from .onnx_model import HfClapOnnxModel, OnnxEmbedder
 from .processing_hf_clap import HfClapProcessor
-from .prompts import DEFAULT_TEMPLATE, check_templates
+from .prompts import DEFAULT_TEMPLATE, check_templates, check_unicode
 from .waveform import is_batch
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ DEFAULT_WINDOW_S = 2.0
 
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
+
+LabelEmbeds = OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor]  # by labels and templates
 
 
 class HfClapPipeline:
@@ -53,7 +58,7 @@ class HfClapPipeline:
         self.batch_size = batch_size
         embedder: type[Embedder] = OnnxEmbedder if isinstance(model, HfClapOnnxModel) else Embedder
         self.embedder = embedder(runnable, processor, batch_size)
-        self._label_embeds: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
+        self._label_embeds: Derived[LabelEmbeds] = Derived()
 
     @property
     def sampling_rate(self) -> int:
@@ -221,26 +226,26 @@ class HfClapPipeline:
                 reason = "the model has none" if multi_label else "the model's is for multi_label=True"
                 raise ValueError(f'threshold="model" is not possible, as {reason}; pass a number from 0 to 1.')
             return own
-        if not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        if not (isinstance(threshold, Real) and not isinstance(threshold, bool) and 0 <= threshold <= 1):
             raise ValueError(f"threshold={threshold!r} is not possible; scores lie between 0 and 1.")
-        return threshold
+        return float(threshold)
 
     @torch.inference_mode()
     def _encode_labels(self, labels: list[str], templates: list[str]) -> torch.Tensor:
         """`(labels, dim)` float32, L2-normalised: the mean over templates. Kept for the next call."""
-        # labels are encoded anew when weights have changed: by a training step, which torch counts, or by new memory
-        weights = hash(tuple((weight.data_ptr(), weight._version) for weight in self.model.parameters()))
-        key = (tuple(labels), tuple(templates), weights)
-        if key not in self._label_embeds:
+        adapters = active_adapters(self.model) if isinstance(self.model, nn.Module) else []
+        kept = self._label_embeds(list(self.model.parameters()), OrderedDict, tuple(adapters))
+        key = tuple(labels), tuple(templates)
+        if key not in kept:
             embeds = [
                 embed_texts(self.model, self.processor, [template.replace("{}", label) for label in labels])
                 for template in templates
             ]
-            self._label_embeds[key] = F.normalize(torch.stack(embeds).float().mean(dim=0), dim=-1)
-            if len(self._label_embeds) > CACHED_LABEL_SETS:
-                self._label_embeds.popitem(last=False)
-        self._label_embeds.move_to_end(key)
-        return self._label_embeds[key]
+            kept[key] = F.normalize(torch.stack(embeds).float().mean(dim=0), dim=-1)
+            if len(kept) > CACHED_LABEL_SETS:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
 
 
 def pipeline(
@@ -294,20 +299,23 @@ def pipeline(
                 "out device and dtype."
             )
         exported = HfClapOnnxModel.from_pretrained(model, revision)
-        processor = processor or HfClapProcessor.from_pretrained(str(model), revision=revision or "main")
+        processor = processor or _load_processor(str(model), revision or "main")
         return HfClapPipeline(exported, processor, batch_size)
+    if isinstance(model, nn.Module) and hasattr(model, "get_base_model"):  # peft's, with adapters in its layers
+        model = cast(Any, model).get_base_model()
     if isinstance(model, HfClapModel):
         if processor is None:
             raise ValueError("A model object needs its processor; pass processor=HfClapProcessor.from_pretrained(…).")
         loaded: Any = model if dtype is None else cast(Any, model).to(_as_dtype(dtype))
     else:
-        source = str(model or TINY)
+        if model is not None and not (isinstance(model, (str, PathLike)) and str(model)):
+            what = f"A {type(model).__name__}" if str(model) else "An empty name"
+            raise TypeError(f"{what} is not a model; pass a folder, a Hub id or a HfClapModel.")
+        source = TINY if model is None else str(model)
         revision = revision or "main"
         _check_checkpoint(source, revision)
-        processor = processor or HfClapProcessor.from_pretrained(source, revision=revision)
+        processor = processor or _load_processor(source, revision)
         loaded = _load_model(source, revision, "auto" if dtype is None else _as_dtype(dtype))
-        if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
-            raise OSError(f"The tokenizer of {source!r} has no vocabulary; add its tokenizer.json.")
         if device is None and torch.cuda.is_available():
             device = "cuda"
     if device is not None:
@@ -333,6 +341,16 @@ def _check_checkpoint(source: str, revision: str) -> None:
             HfClapCaptioningConfig.model_type: "captions come from HfClapForAudioCaptioning",
         }.get(config.model_type, "choose a model of type hf_clap")
         raise ValueError(f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; {advice}.")
+
+
+def _load_processor(source: str, revision: str) -> HfClapProcessor:
+    try:
+        processor: HfClapProcessor = HfClapProcessor.from_pretrained(source, revision=revision)
+    except JSONDecodeError as error:
+        raise OSError(f"A JSON file of {source!r} is damaged ({error}); download or save it again.") from error
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
+        raise OSError(f"The tokenizer of {source!r} has no vocabulary; add its tokenizer.json.")
+    return processor
 
 
 def _load_model(source: str, revision: str, dtype: Any) -> HfClapModel:
@@ -377,6 +395,7 @@ def _check_labels(labels: Iterable[str] | str) -> list[str]:
     labels = list(labels) if isinstance(labels, Iterable) else [labels]
     if not all(isinstance(label, str) for label in labels):
         raise TypeError("Labels must be words; pass candidate_labels as a list of str.")
+    check_unicode("Label", labels)
     labels = [label.strip() for label in labels]
     if not labels:
         raise ValueError('There are no labels; pass at least one, such as candidate_labels=["dog", "rain"].')

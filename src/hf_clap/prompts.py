@@ -73,7 +73,17 @@ def check_templates(templates: Sequence[str]) -> list[str]:
                 f"Template {template!r} does not say where the label goes; write {{}} in its place, once, as in "
                 f"{DEFAULT_TEMPLATE!r}."
             )
+    check_unicode("Template", templates)
     return list(templates)
+
+
+def check_unicode(what: str, texts: Sequence[str]) -> None:
+    """Raises a ValueError for what a tokenizer cannot read, such as bytes of another encoding on a command line."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what} {text!r} is not valid Unicode; pass it in UTF-8.") from error
 
 
 def read_descriptions(file: str | PathLike[str], classes: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .index_file import embeds_of, read_info
+from .index_file import IndexInfo, embeds_of, open_index
 from .pipeline import HfClapPipeline, pipeline
+from .prompts import check_unicode
 
 try:
     import pyarrow.parquet as pq
@@ -69,17 +71,16 @@ class SoundIndex:
         approximate: bool | None = None,
     ):
         self.path = Path(index)
-        self.info = read_info(index)
-        tagger = model if isinstance(model, HfClapPipeline) else pipeline(model)
-        self.embedder = tagger.embedder
-        self._check_model()
-        with pq.ParquetFile(index) as file:
+        with open_index(index) as (file, self.info):
+            tagger = model if isinstance(model, HfClapPipeline) else pipeline(model)
+            self.embedder = tagger.embedder
+            self._check_model()
             self._rows = file.read(["path", "start", "end"])
-        self.approximate = self.info.windows > EXACT_WINDOWS if approximate is None else approximate
-        if self.approximate:
-            self._faiss = _open_faiss(self.path, self.info.dim, self.info.windows, self.info.rows_sha256)
-        else:
-            self._embeds = _read_embeds(self.path, self.info.windows, self.info.dim)
+            self.approximate = self.info.windows > EXACT_WINDOWS if approximate is None else approximate
+            if self.approximate:
+                self._faiss = _open_faiss(self.path, file, self.info)
+            else:
+                self._embeds = _read_embeds(file, self.info)
 
     def __len__(self) -> int:
         return self.info.windows
@@ -101,7 +102,7 @@ class SoundIndex:
             ValueError, TypeError: for no query, two, or one that is empty.
             AudioError, OSError: for audio that cannot be used.
         """
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
             raise ValueError(f"top_k={top_k!r} is not possible; pass a whole number of at least 1.")
         query = self.embed_query(text, audio)
         overlapping = self.info.hop_s < self.info.window_s
@@ -120,6 +121,7 @@ class SoundIndex:
         if text is not None:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{text!r} is nothing to search for; pass words, such as 'a dog barking'.")
+            check_unicode("Query", [text])
             return self.embedder.texts([text])[0]
         [[result]] = self.embedder.clips([[audio]])
         if isinstance(result, Exception):
@@ -171,26 +173,25 @@ class SoundIndex:
         return found
 
 
-def _read_embeds(index: Path, windows: int, dim: int) -> torch.Tensor:
+def _read_embeds(file: pq.ParquetFile, info: IndexInfo) -> torch.Tensor:
     """`(windows, dim)` float16."""
-    embeds = np.empty((windows, dim), np.float16)
+    embeds = np.empty((info.windows, info.dim), np.float16)
     start = 0
-    with pq.ParquetFile(index) as file:
-        for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
-            embeds[start : start + len(batch)] = embeds_of(batch)
-            start += len(batch)
+    for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
+        embeds[start : start + len(batch)] = embeds_of(batch)
+        start += len(batch)
     return torch.from_numpy(embeds)
 
 
-def _open_faiss(index: Path, dim: int, windows: int, rows_sha256: str) -> Any:
+def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
     """The FAISS index of these rows, memory-mapped; it is made first when it is missing."""
     try:
         import faiss
     except ImportError as error:
         raise ImportError('Approximate search needs FAISS: run `pip install "hf_clap[search]"`.') from error
-    place = index.with_name(f"{index.stem}.{rows_sha256[:12]}.faiss")
+    place = index.with_name(f"{index.stem}.{info.rows_sha256[:12]}.faiss")
     if not place.exists():
-        built = _build_faiss(index, dim, windows)
+        built = _build_faiss(file, info.dim, info.windows)
         temporary = place.with_name(f".{place.name}.{os.getpid()}")
         try:
             faiss.write_index(built, str(temporary))
@@ -204,7 +205,7 @@ def _open_faiss(index: Path, dim: int, windows: int, rows_sha256: str) -> Any:
     return mapped
 
 
-def _build_faiss(index: Path, dim: int, windows: int) -> Any:
+def _build_faiss(file: pq.ParquetFile, dim: int, windows: int) -> Any:
     """
     Lists of windows that are near each other, of which a query reads some. They hold the float16 of the index, so that
     scores are exact and only a neighbour in a list that is not read can be missed.
@@ -219,14 +220,13 @@ def _build_faiss(index: Path, dim: int, windows: int) -> Any:
     built.cp.spherical = True
     chosen = np.sort(np.random.default_rng(0).choice(windows, min(windows, lists * TRAINED_ON), replace=False))
     sample, start = [], 0
-    with pq.ParquetFile(index) as file:
+    for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
+        inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
+        sample.append(embeds_of(batch)[inside].astype(np.float32))
+        start += len(batch)
+    built.train(np.concatenate(sample))
+    with tqdm(total=windows, desc="indexing", unit="window", disable=None) as progress:
         for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
-            inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-            sample.append(embeds_of(batch)[inside].astype(np.float32))
-            start += len(batch)
-        built.train(np.concatenate(sample))
-        with tqdm(total=windows, desc="indexing", unit="window", disable=None) as progress:
-            for batch in file.iter_batches(READ_ROWS, columns=["embedding"]):
-                built.add(embeds_of(batch).astype(np.float32))
-                progress.update(len(batch))
+            built.add(embeds_of(batch).astype(np.float32))
+            progress.update(len(batch))
     return built

@@ -104,7 +104,8 @@ def _embed(
     By content. Clips are embedded by eights, in the order of the task, and each eight is kept as a whole: an embedding
     then has the same bits whether or not a run was broken off before.
     """
-    key_of = {content: f"{embedder.fingerprint} {content}" for content in clips}
+    fingerprint = embedder.fingerprint
+    key_of = {content: f"{fingerprint} {content}" for content in clips}
     kept = cache.get(key_of.values()) if cache else {}
     results: dict[str, ClipEmbedding | Exception] = {
         content: ClipEmbedding(**kept[key]) for content, key in key_of.items() if key in kept
@@ -141,5 +142,5 @@ def _content(clip: Clip) -> str:
     """SHA-256 of a clip's file or samples. One that cannot be opened goes to the embedder all the same, to say why."""
     try:
         return audio_sha256(clip.audio())
-    except OSError:
+    except (OSError, ValueError):  # such as for a null byte in its path
         return f"unreadable {clip.name}"
