@@ -394,7 +394,10 @@ def test_the_space_does_not_depend_on_the_dtype_or_on_being_saved(small_checkpoi
 
 
 def test_a_wrong_window_is_refused(embedder):
-    with pytest.raises(ValueError, match=r"^window_s=11.0 is not possible; the model hears at most 10.0 s at once.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^window_s=11.0 is not possible; .* at most 10.0 s at once.$",
+    ):
         window_reader(embedder, 11.0)
     with pytest.raises(
         ValueError, match=r"^hop_s=3.0 is not possible; it must be more than 0 and at most window_s=2.0"

@@ -44,7 +44,7 @@ class HeadsAttention(nn.Module):
         Returns:
             torch.Tensor: `(batch, length, heads, head_dim)`.
         """
-        shape = (*query.shape[:2], -1, self.head_dim)
+        shape = (*query.shape[:2], query.shape[2] // self.head_dim, self.head_dim)
         query, key, value = (heads.view(shape).transpose(1, 2) for heads in (query, key, value))
         implementation = self.config._attn_implementation
         if implementation == "sdpa" and is_eager_on_cpu(query):

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile as sf
@@ -124,18 +124,41 @@ def _truncated(name: str, promised_s: float, held_s: float) -> AudioError:
     )
 
 
+# By the first bytes of a file: layout of a chunk's header, kind of the chunk with the samples, where chunks begin,
+# what their lengths are multiples of, and whether they count the header too.
+CHUNKS = {
+    b"RIFF": ("<4sI", b"data", 12, 2, False),
+    b"RF64": ("<4sI", b"data", 12, 2, False),
+    b"FORM": (">4sI", b"SSND", 12, 2, False),
+    b"riff": ("<4s12xQ", b"data", 40, 8, True),  # W64
+}
+
+
 def _data_chunk(file: Any) -> tuple[int, int] | None:
-    """(offset of the first sample, bytes of samples by the header) of a WAV or AIFF file."""
+    """(offset of the first sample, bytes of samples by the header) of a WAV, RF64, W64, AIFF or AU file."""
     file.seek(0)
-    layout, wanted = {b"RIFF": ("<4sI", b"data"), b"FORM": (">4sI", b"SSND")}.get(file.read(12)[:4], ("", b""))
-    for _ in range(1000 if layout else 0):  # more chunks than any file has: zeros would be read as millions of them
+    magic = file.read(4)
+    if magic == b".snd":
         header = file.read(8)
-        if len(header) < 8:
+        return None if len(header) < 8 else cast("tuple[int, int]", struct.unpack(">II", header))
+    if magic not in CHUNKS:
+        return None
+    layout, wanted, start, multiple, counts_header = CHUNKS[magic]
+    size_of_header, long_length = struct.calcsize(layout), None
+    file.seek(start)
+    for _ in range(1000):  # more chunks than any file has: zeros would be read as millions of them
+        header = file.read(size_of_header)
+        if len(header) < size_of_header:
             return None
         kind, length = struct.unpack(layout, header)
+        if counts_header:
+            length -= size_of_header
         if kind == wanted:
-            return file.tell(), length
-        file.seek(length + length % 2, os.SEEK_CUR)
+            return file.tell(), length if long_length is None else long_length
+        begin = file.tell()
+        if kind == b"ds64" and len(sizes := file.read(16)) == 16:  # of RF64, whose other sizes are placeholders
+            long_length = struct.unpack("<8xQ", sizes)[0]
+        file.seek(begin + max(0, length) + -length % multiple)
     return None
 
 
@@ -155,14 +178,15 @@ def _view(file: Any, size: int) -> _FileView:
 
 def _refuse_cut_file(name: str, file: Any, size: int, sound: sf.SoundFile) -> None:
     """
-    libsndfile reads what is left of a WAV, AIFF or Ogg file that was cut, and says nothing: look in the file. It does
-    the same with RF64, W64, AU and CAF, which stay unchecked.
+    libsndfile reads what is left of a WAV, AIFF, AU or Ogg file that was cut, and says nothing: look in the file. It
+    does the same with CAF, which stays unchecked.
     """
     seconds = sound.frames / sound.samplerate
-    if sound.format in ("WAV", "WAVEX", "AIFF") and (chunk := _data_chunk(file)):
+    if sound.format in ("WAV", "WAVEX", "AIFF", "AU", "RF64", "W64") and (chunk := _data_chunk(file)):
         offset, promised = chunk
         # from just below 2**31 on, a size is what programs write to a pipe, as sox (0x7ffff000) and ffmpeg (2**32 - 1)
-        if 0 < size - offset < promised < 0x7FFF0000:
+        longest = 2**62 if sound.format in ("RF64", "W64") else 0x7FFF0000
+        if 0 < size - offset < promised < longest:
             raise _truncated(name, seconds * promised / (size - offset), seconds)
     if sound.format == "OGG":
         file.seek(max(0, size - 2**16))  # a page has at most 65,307 bytes

@@ -132,6 +132,8 @@ def _tag(options: argparse.Namespace) -> int:
         raise ValueError("--window and --hop are for --timestamps and --plot; add one of them, or leave them out.")
     if options.plot and not options.plot.parent.is_dir():
         raise ValueError(f"The folder of {options.plot} does not exist; make it, or choose another for --plot.")
+    if options.plot and options.plot.is_dir():
+        raise ValueError(f"{options.plot} is a folder; name a file for --plot.")
     paths = list(_find_audio(options.audio))
     if options.plot and len(paths) != 1:
         raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")

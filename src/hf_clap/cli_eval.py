@@ -20,6 +20,12 @@ from .task_data import TaskData, find_folders, load_task
 from .task_result import TaskResult, read_results, results_as_json, write_results
 from .tasks import SETTINGS, TASKS, Task, find_task
 
+# options that a comparison has no use for
+OF_A_RUN = (
+    *("data_dir", "data_root", "setting", "template", "descriptions", "prompt_sweep"),
+    *("output", "plots", "device", "dtype"),
+)
+
 
 def add_eval(commands: Any) -> None:
     """Add `eval` to the parser's commands."""
@@ -136,6 +142,10 @@ def _check(options: argparse.Namespace) -> None:
     """What can be wrong about the options themselves."""
     if options.output and not options.output.parent.is_dir():
         raise ValueError(f"The folder of {options.output} does not exist; make it, or choose another for --output.")
+    if options.output and options.output.is_dir():
+        raise ValueError(f"{options.output} is a folder; name a file for --output.")
+    if options.plots and options.plots.exists() and not options.plots.is_dir():
+        raise ValueError(f"{options.plots} is a file; name a folder for --plots.")
     if "all" in options.task and len(options.task) > 1:
         raise ValueError("--task all is all of them; leave the others out.")
     if options.data_dir and _several(options):
@@ -153,6 +163,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--epochs is for --setting probe and finetune; leave it out.")
     if options.epochs < 1:
         raise ValueError(f"--epochs {options.epochs} is not possible; choose at least 1.")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size} is not possible; choose at least 1.")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed {options.seed} is not possible; choose one from 0 to {2**32 - 1}.")
 
 
 def _find_tasks(options: argparse.Namespace) -> Iterator[tuple[Task, Sequence[Path]]]:
@@ -189,7 +203,7 @@ def _results(
     from .evaluation import evaluate  # scikit-learn is an extra
     from .task_embedding import embed_task
 
-    settings = options.setting or [task.settings[0]]
+    settings = list(dict.fromkeys(options.setting or [task.settings[0]]))
     if several:  # those that this one can be done in
         settings = [setting for setting in settings if setting in task.settings]
     if options.prompt_sweep:
@@ -271,6 +285,9 @@ def prompt_in_words(result: TaskResult) -> str:
 def _compare(options: argparse.Namespace) -> int:
     from .comparison import ALPHA, compare
 
+    if given := [name for name in OF_A_RUN if getattr(options, name)]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"--compare reads two results and prints, with --format; leave out {names}.")
     first, second = (read_results([file]) for file in options.compare)
     comparisons = compare(first, second)
     if options.format == "json":

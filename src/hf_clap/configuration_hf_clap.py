@@ -54,6 +54,12 @@ class HfClapCnn14Config(PreTrainedConfig):
                 f"channels and pool_sizes describe the same blocks, but have {len(self.channels)} and "
                 f"{len(self.pool_sizes)} entries; give one pool size per block."
             )
+        _check_positive(self, "num_mel_bins", "channels", "pool_sizes", "convs_per_block", "kernel_size")
+        if self.num_mel_bins < math.prod(self.pool_sizes):
+            raise ValueError(
+                f"{self.num_mel_bins} mel bins cannot be pooled by {math.prod(self.pool_sizes)} in all; give more of "
+                "them, or smaller pool_sizes."
+            )
 
 
 @strict
@@ -109,6 +115,10 @@ class HfClapHtsatConfig(PreTrainedConfig):
                 f"depths and num_attention_heads describe the same stages, but have {len(self.depths)} and "
                 f"{len(self.num_attention_heads)} entries; give one number of heads per stage."
             )
+        _check_positive(
+            self, "num_mel_bins", "image_size", "patch_size", "patch_embed_dim", "window_size", "mlp_ratio"
+        )
+        _check_positive(self, "num_attention_heads", "fusion_reduction")
         if self.image_size % self.num_mel_bins:
             raise ValueError(
                 f"A spectrogram of {self.num_mel_bins} mel bins cannot be folded into {self.image_size} rows; make "
@@ -188,6 +198,9 @@ class HfClapPatchCnnConfig(PreTrainedConfig):
                 f"channels and strides describe the same layers, but have {len(self.channels)} and "
                 f"{len(self.strides)} entries; give one stride per layer."
             )
+        _check_positive(
+            self, "num_mel_bins", "patch_frames", "patch_hop_frames", "stem_channels", "channels", "strides"
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -314,6 +327,14 @@ class HfClapCaptioningConfig(PreTrainedConfig):
                 f"{self.mapper_heads} heads do not divide the language model's width of "
                 f"{self.text_config.hidden_size}; change mapper_heads."
             )
+
+
+def _check_positive(config: PreTrainedConfig, *names: str) -> None:
+    """That these numbers, or all of those in a list, are more than 0."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, (list, tuple)) else [value], default=0) <= 0:
+            raise ValueError(f"{name}={value} is not possible; it must be more than 0.")
 
 
 def _sub_config(config: dict[str, Any] | PreTrainedConfig | None, known: Any, default: str) -> PreTrainedConfig:

@@ -13,6 +13,8 @@ AUDIO_SUFFIXES = {
     ".aac",
     ".aif",
     ".aiff",
+    ".au",
+    ".caf",
     ".flac",
     ".m4a",
     ".mp3",
@@ -20,10 +22,11 @@ AUDIO_SUFFIXES = {
     ".oga",
     ".ogg",
     ".opus",
+    ".w64",
     ".wav",
     ".webm",
     ".wma",
-}  # what is taken from a folder; a file that is named is read whatever its name
+}  # of recordings; other files are data sets
 READ_ROWS = 16  # that are taken from a data set at a time
 
 

@@ -3,6 +3,7 @@
 import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -186,6 +187,9 @@ def _deal(embedded: EmbeddedTask, seed: int) -> dict[str, tuple[np.ndarray, np.n
     if count < 2:
         raise ValueError(f"The clips of {embedded.task.title} are all of one cluster; training needs at least two.")
     labels = [clip.labels[0] for clip in embedded.clips]
+    count = min(count, max(Counter(labels).values()))
+    if count < 2:
+        raise ValueError(f"Each class of {embedded.task.title} has one clip; training needs at least two of a class.")
     dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # then a fold or two lack it

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain, pairwise
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -145,9 +146,17 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         self.double_precision = double_precision
         for name, allowed in self.choices.items():
             _check_choice(name, getattr(self, name), allowed)
-        for name in ("feature_size", "sampling_rate", "n_fft", "win_length", "hop_length", "max_length_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible; it must be more than 0.")
+        for name in ("feature_size", "sampling_rate", "n_fft", "win_length", "hop_length"):
+            if not (isinstance(getattr(self, name), Integral) and getattr(self, name) > 0):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible; it must be a whole number above 0.")
+        for name in ("max_length_s", "log_floor", "mel_sampling_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} is not possible; it must be more than 0.")
+        if not 0 <= f_min < f_max < math.inf:
+            raise ValueError(
+                f"f_min={f_min} and f_max={f_max} are not possible; f_max must be above f_min, both in Hz."
+            )
         if not 0 < (max_length_s if min_length_s is None else min_length_s) <= max_length_s:
             raise ValueError(
                 f"min_length_s={min_length_s} must be more than 0 and at most max_length_s={max_length_s}."
@@ -252,7 +261,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             torch.Tensor: `(frames, mels)`, in dB or as natural logarithm by `log`.
         """
         frames = self._frame_count(len(waveform))
-        if frames < 1:
+        if len(waveform) < self._least_samples:
             raise AudioError(f"{len(waveform)} samples are less than a frame of {self.win_length}; fill the clip.")
         if _may_be_written(waveform):
             log_mel = waveform.new_empty(frames, self.feature_size)
@@ -336,6 +345,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         return 1 + (samples + 2 * self._reflected - self.win_length) // self.hop_length
 
     @property
+    def _least_samples(self) -> int:
+        """That a clip must have: reflection takes samples from around the first and the last."""
+        return self._reflected + 1 if self.center else self.win_length
+
+    @property
     def _reflected(self) -> int:
         """Samples that a clip is reflected by at each end."""
         return self.win_length // 2 if self.center else 0
@@ -373,6 +387,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         """Log-mels of so many windows of at most `max_samples`, padded to the frames of a full window and masked."""
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
         # and compiled models alike.
+        if self.min_samples < self._least_samples:
+            name = "max_length_s" if self.min_length_s is None else "min_length_s"
+            raise ValueError(
+                f"{name}={getattr(self, name)} is less than a frame; make it {self._least_samples} samples at least."
+            )
         frames = self._frame_count(self.max_samples)
         features = torch.empty(0)
         held = []

@@ -184,6 +184,8 @@ class IndexWriter:
             if kind is not None:
                 for name in ("rows", "failed"):
                     self._beside(name).unlink()
+                if not self._journal.all_keys():
+                    self._journal.path.unlink(missing_ok=True)
                 return
             self._write_rows()
             counted = {"recordings": self.recordings, "windows": self.windows, "rows_sha256": self._digest.hexdigest()}

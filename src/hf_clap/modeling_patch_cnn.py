@@ -110,7 +110,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
         input_features = self._checked(input_features, self.stem.weight.dtype)
         batch, _, frames, mels = input_features.shape
         patch_frames = self.config.patch_frames
-        if input_features_mask is None:
+        if input_features_mask is None or not batch:
             lengths = torch.full((batch,), frames, device=input_features.device)
             shortest = longest = frames  # known without looking, so that a compiler need not stop here
         else:
@@ -163,7 +163,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             # and so a clip has the same embedding alone and in any batch. They are copies, for a view that repeats one
             # takes another path too where there is no AVX-512.
             return self._encode_piece(patches.repeat(2, 1, 1, 1))[:1]
-        pieces = patches.tensor_split(math.ceil(len(patches) / CPU_PATCHES))
+        pieces = patches.tensor_split(math.ceil(len(patches) / CPU_PATCHES) or 1)
         return torch.cat([self._encode_piece(piece) for piece in pieces])
 
     def _encode_piece(self, patches: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice, repeat, takewhile
+from itertools import islice, repeat
 from json import JSONDecodeError
 from numbers import Integral, Real
 from os import PathLike
@@ -185,10 +185,12 @@ class HfClapPipeline:
             rounds = math.ceil(len(inputs) / (self.batch_size * self.embedder.workers))
             count = max(1, rounds * self.embedder.workers)  # of groups, shared out evenly among the cores
             sizes = [(len(inputs) + index) // count for index in reversed(range(count))]
-        inputs = iter(inputs)
-        groups = takewhile(bool, (list(islice(inputs, size)) for size in sizes))
+        failures: list[Exception] = []
+        groups = _groups(iter(inputs), sizes, failures)
         for clips in self.embedder.windows(groups, sampling_rate, window, hop):
             yield from clips
+        if failures:
+            raise failures[0]
 
     def _score(
         self,
@@ -324,6 +326,20 @@ def pipeline(
         name = str(loaded.dtype).removeprefix("torch.")
         logger.warning("This CPU has no %s arithmetic and takes many times as long; choose dtype float32.", name)
     return HfClapPipeline(loaded, processor, batch_size)
+
+
+def _groups(inputs: Iterator[Any], sizes: Iterable[int], failures: list[Exception]) -> Iterator[list[Any]]:
+    """The inputs in groups. Where their source fails, what it gave before is heard; its error is kept for later."""
+    for size in sizes:
+        group: list[Any] = []
+        try:
+            group.extend(islice(inputs, size))
+        except Exception as error:  # of any kind, as the source is the user's
+            failures.append(error)
+        if group:
+            yield group
+        if failures or not group:
+            return
 
 
 def _check_checkpoint(source: str, revision: str) -> None:

@@ -107,6 +107,7 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
             with metadata.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file)
                 rows = list(reader)
+                columns = reader.fieldnames or []
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{folder} has no metadata.csv; name a folder of {task.title} with the columns file_name and "
@@ -114,7 +115,8 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
             ) from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{metadata} cannot be read as CSV in UTF-8 ({error}); write it again.") from error
-        columns = reader.fieldnames or []
+        if not columns:
+            raise ValueError(f"{metadata} is empty; write a row for each clip of {task.title}.")
         for column in ("file_name", "label" if task.classes else "caption"):
             if column not in columns:
                 raise ValueError(
