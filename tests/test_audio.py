@@ -275,7 +275,7 @@ def test_files_that_are_not_audio(tmp_path, monkeypatch, content, sentence):
     assert printed == []
 
 
-@pytest.mark.parametrize("file_format", ["WAV", "WAVEX", "AIFF"])
+@pytest.mark.parametrize("file_format", ["WAV", "WAVEX", "AIFF", "AU", "RF64", "W64"])
 def test_a_truncated_wav_says_what_is_left(tmp_path, file_format):
     path = tmp_path / "song.wav"
     whole = encoded(noise(5), file_format=file_format)

@@ -240,6 +240,14 @@ def test_prompts(root, tmp_path, capsys):
             "--layers is for --setting probe; leave it out.",
         ),
         (["--compare", "ROOT/esc10/metadata.csv", "ROOT/esc10/metadata.csv"], "metadata.csv holds no results"),
+        (["--compare", "a.json", "b.json", "--output", "c.json"], "with --format; leave out --output."),
+        (["--task", "esc10", "--output", "ROOT"], "ROOT is a folder; name a file for --output."),
+        (
+            ["--task", "esc10", "--plots", "ROOT/esc10/metadata.csv"],
+            "is a file; name a folder for --plots",
+        ),
+        (["--task", "esc10", "--seed", "-1"], "--seed -1 is not possible; choose one from 0 to 4294967295."),
+        (["--task", "esc10", "--batch-size", "0"], "--batch-size 0 is not possible; choose at least 1."),
     ],
 )
 def test_wrong_calls_say_what_to_do(root, tmp_path, capsys, arguments, sentence):

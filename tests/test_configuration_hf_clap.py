@@ -3,7 +3,7 @@ import math
 import pytest
 from transformers import AutoConfig, BertConfig
 
-from hf_clap import HfClapCnn14Config, HfClapConfig, HfClapPatchCnnConfig
+from hf_clap import HfClapCnn14Config, HfClapConfig, HfClapHtsatConfig, HfClapPatchCnnConfig
 
 
 def test_defaults_are_clap_2022():
@@ -60,6 +60,22 @@ def test_whole_numbers_are_numbers():
 def test_unknown_choice_is_refused(name):
     with pytest.raises(Exception, match=name):
         HfClapConfig(**{name: "something"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (HfClapHtsatConfig, {"window_size": 0}, "window_size=0 is not possible"),
+        (HfClapHtsatConfig, {"num_attention_heads": (0, 1, 1, 1)}, r"num_attention_heads=.* is not possible"),
+        (HfClapHtsatConfig, {"patch_embed_dim": 0}, "patch_embed_dim=0 is not possible"),
+        (HfClapPatchCnnConfig, {"patch_hop_frames": 0}, "patch_hop_frames=0 is not possible"),
+        (HfClapCnn14Config, {"convs_per_block": 0}, "convs_per_block=0 is not possible"),
+        (HfClapCnn14Config, {"num_mel_bins": 7}, "7 mel bins cannot be pooled by 32"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**fields)
 
 
 def test_towers_need_one_entry_per_layer():

@@ -110,6 +110,18 @@ def test_batch_norm_counts_each_pair_once():
         assert torch.equal(buffer, buffers[name]), name
 
 
+def test_batch_norm_counts_once_what_checkpointing_computes_twice():
+    model = small_model("hf_clap_cnn14").train()
+    other = copy.deepcopy(model)
+    other.gradient_checkpointing_enable()
+    losses = [contrastive_step(one, batch()) for one in (model, other)]
+    assert torch.equal(*losses)
+    assert_same(gradients(other), gradients(model))
+    buffers = dict(other.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
 def test_what_does_not_fit_is_refused():
     inputs = batch() | {"input_features": torch.randn(PAIRS + 1, 1, 200, 64, dtype=torch.float64)}
     with pytest.raises(ValueError, match="Clips of several windows cannot be cut"):

@@ -1,8 +1,11 @@
 import copy
+import os
 import pickle
+import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event, Thread
 
 import pytest
 import torch
@@ -85,3 +88,40 @@ def test_is_neither_copied_nor_saved_and_has_no_gradient():
     assert not kept.requires_grad
     for other in (copy.deepcopy(derived), pickle.loads(pickle.dumps(derived))):
         assert other([weight], lambda: 4 * weight.detach()).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_memory_can_be_resized_afterwards(doubled, dtype):
+    """FSDP does it; `Tensor.numpy` forbids it."""
+    call, _ = doubled
+    tensor = torch.ones(1000).to(dtype)
+    call(tensor)
+    kept = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    tensor.untyped_storage().resize_(kept.untyped_storage().nbytes())
+    tensor.copy_(kept)
+    assert torch.equal(call(tensor), 2 * kept)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_process_that_is_forked_meanwhile_does_not_wait_for_ever():
+    derived, begun, may_end = Derived(), Event(), Event()
+
+    def slowly():
+        begun.set()
+        may_end.wait(30)
+
+    thread = Thread(target=derived, args=([torch.ones(2)], slowly))
+    thread.start()
+    begun.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends it if it waits
+        Derived()([torch.ones(2)], lambda: 1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    may_end.set()
+    thread.join()
+    assert status == 0

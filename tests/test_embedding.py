@@ -159,6 +159,21 @@ def test_fingerprint_is_of_what_decides(small_checkpoint, tmp_path):
     assert fingerprints(batch_size=4)[0] != audio  # the last digits may differ
 
 
+def test_fingerprints_follow_the_model(small_checkpoint):
+    tagger = hf_clap.pipeline(small_checkpoint, device="cpu")
+    names = ("fingerprint", "weights_sha256", "space_sha256")
+    before = [getattr(tagger.embedder, name) for name in names]
+    weights = {name: tensor.clone() for name, tensor in tagger.model.state_dict().items()}
+    with torch.no_grad():
+        next(tagger.model.audio_model.parameters()).mul_(1.1)
+    changed = [getattr(tagger.embedder, name) for name in names]
+    fresh = Embedder(tagger.model, tagger.processor)
+    assert changed == [getattr(fresh, name) for name in names]
+    assert not set(changed) & set(before)
+    tagger.model.load_state_dict(weights)
+    assert [getattr(tagger.embedder, name) for name in names] == before
+
+
 def test_name_of_the_model(tiny_model, processor):
     assert Embedder(tiny_model, processor).name == "tiny"
     assert Embedder(tiny_model, processor).revision is None

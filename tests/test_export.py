@@ -316,6 +316,18 @@ def test_folders_that_cannot_be_loaded(tiny_folder, tmp_path):
     (tmp_path / TEXT_GRAPH).write_bytes((tiny_folder / TEXT_GRAPH).read_bytes()[:100000])
     with pytest.raises(OSError, match="is damaged"):
         hf_clap.HfClapOnnxModel.from_pretrained(tmp_path)
+    shutil.copy(tiny_folder / TEXT_GRAPH, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(OSError, match=r"JSON file of '.*' is damaged|tokenizer"):
+        hf_clap.pipeline(tmp_path, backend="onnx")
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(OSError, match=r"has no vocabulary; add its tokenizer\.json"):
+        hf_clap.pipeline(tmp_path, backend="onnx")
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"lacks config\.json; make it with `hf-clap export`"):
+        hf_clap.pipeline(tmp_path, backend="onnx")
+    (tmp_path / "config.json").write_text(config)
     (tmp_path / "onnx_config.json").write_text(json.dumps({}))
     with pytest.raises(OSError, match="is damaged"):
         hf_clap.HfClapOnnxModel.from_pretrained(tmp_path)

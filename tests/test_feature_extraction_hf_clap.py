@@ -99,6 +99,23 @@ def test_log_mel_in_pieces_is_that_of_the_whole(extractor_name, samples, piece_b
 def test_less_than_a_frame_is_refused(yamnet):
     with pytest.raises(AudioError, match="399 samples are less than a frame of 400"):
         yamnet.log_mel(torch.zeros(399))
+    centred = HfClapFeatureExtractor(min_length_s=0.005)
+    assert centred.log_mel(torch.zeros(513)).shape == (2, 64)
+    with pytest.raises(AudioError, match="512 samples are less than a frame of 1024"):
+        centred.log_mel(torch.zeros(512))
+    with pytest.raises(ValueError, match=r"min_length_s=0\.005 is less than a frame; make it 513 samples"):
+        centred(torch.zeros(300), sampling_rate=44100)
+    with pytest.raises(ValueError, match=r"max_length_s=0\.01 is less than a frame; make it 1024 samples"):
+        HfClapFeatureExtractor(max_length_s=0.01, center=False)(torch.zeros(300), sampling_rate=44100)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_features(msclap, dtype):
+    waveform = torch.from_numpy(tone(1.0, 44100, 1000.0))
+    expected = msclap(waveform, sampling_rate=44100)["input_features"]
+    with torch.autocast("cpu", dtype):
+        found = msclap(waveform, sampling_rate=44100)["input_features"]
+    assert (found - expected).abs().max() < 1e-4
 
 
 def test_yamnet_log_mel_in_numpy(yamnet):
@@ -315,6 +332,10 @@ def test_random_crop_needs_a_generator(yamnet):
         ({"mel_scale": "bark"}, ValueError, "mel_scale='bark' is not possible; choose one of 'slaney', 'htk'"),
         ({"max_length_s": 0}, ValueError, "max_length_s=0 is not possible"),
         ({"hop_length": 0}, ValueError, "hop_length=0 is not possible"),
+        ({"hop_length": 320.5}, ValueError, "hop_length=320.5 is not possible; it must be a whole number"),
+        ({"max_length_s": float("inf")}, ValueError, "max_length_s=inf is not possible"),
+        ({"log_floor": 0.0}, ValueError, "log_floor=0.0 is not possible"),
+        ({"f_max": float("nan")}, ValueError, "f_max must be above f_min"),
         ({"min_length_s": 20}, ValueError, "at most max_length_s=5.0"),
         ({"crop": "end"}, ValueError, "crop='end' is not possible"),
         ({"win_length": 2048}, ValueError, "raise n_fft"),

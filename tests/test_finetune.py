@@ -45,3 +45,8 @@ def test_a_seed_gives_the_same_run_twice(pair_shards, small_checkpoint, tmp_path
     assert f"value: {recall}" in card
     assert str(tmp_path) not in card
     assert (tmp_path / "first" / "loss.png").stat().st_size > 5000
+
+    (tmp_path / "first" / "results.json").unlink()  # as if stopped in the evaluation after the last step
+    gone_on, _ = run(pair_shards, small_checkpoint, tmp_path / "first")
+    assert gone_on["after"]["eval_loss"] == results["after"]["eval_loss"]
+    assert gone_on["before"] == results["before"]

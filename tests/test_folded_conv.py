@@ -122,6 +122,12 @@ def test_where_it_is_possible(pair):
         norm.eval()
         with conv.register_forward_hook(lambda module, inputs, output: None):
             assert not FoldedConv.is_possible(hidden, conv, norm)
+        with nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None):
+            assert not FoldedConv.is_possible(hidden, conv, norm)
+        norm.forward = lambda hidden: 2 * hidden
+        assert not FoldedConv.is_possible(hidden, conv, norm)
+        del norm.forward
+        assert FoldedConv.is_possible(hidden, conv, norm)
         assert not FoldedConv.is_possible(hidden, nn.utils.parametrizations.weight_norm(conv), norm)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from conftest import SMALL_AUDIO, SMALL_TEXT
+import hf_clap
+from conftest import SMALL_AUDIO, SMALL_TEXT, noise
 from hf_clap import HfClapConfig, HfClapForAudioClassification, HfClapModel
 
 # What a fine-tuner would adapt: the layers that hold most weights. `query` and `value` are names of BERT's attention
@@ -138,3 +139,32 @@ def test_a_classifier_is_trained_beside_its_adapters(tmp_path, small_inputs, tow
     loaded = PeftModel.from_pretrained(HfClapForAudioClassification.from_pretrained(base), tmp_path / "adapter")
     assert torch.equal(outputs(loaded.eval(), inputs).logits, expected)
     assert torch.allclose(outputs(loaded.merge_and_unload(), inputs).logits, expected, atol=1e-5)
+
+
+def test_labels_are_those_of_the_adapters_that_are_on():
+    tagger = hf_clap.pipeline(device="cpu")
+    sound, labels = noise(1.0), ["white noise", "a church bell", "rain"]
+
+    def same_as_a_fresh_one():
+        scores = tagger(sound, labels, sampling_rate=16000)
+        fresh = hf_clap.HfClapPipeline(tagger.model, tagger.processor)
+        assert scores == fresh(sound, labels, sampling_rate=16000)
+        return scores
+
+    plain = same_as_a_fresh_one()
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["query", "value"], init_lora_weights=False)
+    model = get_peft_model(tagger.model, config)
+    adapted = same_as_a_fresh_one()
+    assert adapted != plain
+    by_peft = hf_clap.pipeline(model, tagger.processor, device="cpu")  # a PeftModel is taken too
+    assert by_peft(sound, labels, sampling_rate=16000) == adapted
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    assert same_as_a_fresh_one() not in (plain, adapted)
+    with model.disable_adapter():
+        assert same_as_a_fresh_one() == plain
+    model.set_adapter("default")
+    assert same_as_a_fresh_one() == adapted
+    model.merge_and_unload()
+    assert same_as_a_fresh_one() != plain

@@ -194,3 +194,12 @@ def test_transformers_leaves_audio_to_text_out():
     assert theirs.loss.item() == pytest.approx(text_to_audio, abs=1e-5)
     assert ours.item() == pytest.approx((audio_to_text + text_to_audio) / 2, abs=1e-5)
     assert abs(audio_to_text - text_to_audio) > 0.05
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, sigmoid_loss])
+def test_what_are_no_pairs_or_no_chunks_is_refused(loss):
+    with pytest.raises(ValueError, match="3 clips and 4 texts are not pairs"):
+        loss(torch.eye(3, 4), torch.eye(4), 1.0)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"chunk_size={size} is not possible"):
+            loss(torch.eye(4), torch.eye(4), 1.0, chunk_size=size)

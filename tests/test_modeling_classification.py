@@ -169,6 +169,16 @@ def test_labels_that_do_not_fit_are_refused(patch_cnn_config, features, problem,
     assert model.config.problem_type == problem  # what was refused is not remembered
 
 
+def test_labels_out_of_range_are_refused(patch_cnn_config, features):
+    model = small_classifier(patch_cnn_config)
+    for label in (4, -1):
+        with pytest.raises(ValueError, match=f"Labels such as {label} do not fit; pass classes from 0 to 3"):
+            model(features, labels=torch.tensor([0, -100, label]))
+    with pytest.raises(ValueError, match=r"Labels such as 5\.0 do not fit; pass floats from 0 to 1"):
+        model(features, labels=torch.full((3, 4), 5.0))
+    assert model.config.problem_type is None
+
+
 def test_regression_is_refused(patch_cnn_config, features):
     for fields in ({"problem_type": "regression"}, {"num_labels": 1}):
         with pytest.raises(ValueError, match="There is no regression here; give at least two labels"):

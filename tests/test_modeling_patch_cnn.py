@@ -80,6 +80,14 @@ def test_a_clip_shorter_than_a_patch_is_refused(tower):
         tower(torch.zeros(1, 1, 95, 64))
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(0, 100, dtype=torch.bool)])
+def test_no_clips_are_no_embeddings(tower, mask):
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            output = tower(torch.zeros(0, 1, 100, 64), mask)
+        assert output.pooler_output.shape == (0, tower.config.hidden_size)
+
+
 def test_gradients_reach_the_first_layer():
     tower = HfClapPatchCnnModel(HfClapPatchCnnConfig(stem_channels=4, channels=(4,), strides=(1,)))
     tower(torch.randn(1, 1, 100, 64)).pooler_output.sum().backward()

@@ -1,3 +1,4 @@
+import pickle
 import time
 import tracemalloc
 
@@ -346,6 +347,9 @@ def test_a_thousand_labels(tiny_tagger, tiny_model, processor):
         ({"hypothesis_template": None}, ValueError, "None does not say where the label goes"),
         ({"threshold": "model"}, ValueError, "as the model's is for multi_label=True; pass a number"),
         ({"threshold": 2}, ValueError, "threshold=2 is not possible"),
+        ({"threshold": True}, ValueError, "threshold=True is not possible"),
+        ({"candidate_labels": ["dog", "caf\udce9"]}, ValueError, "is not valid Unicode; pass it in UTF-8"),
+        ({"hypothesis_template": "caf\udce9 {}"}, ValueError, "is not valid Unicode; pass it in UTF-8"),
         ({"topk": 3}, TypeError, "There is no option topk"),
         ({"on_error": "ignore"}, ValueError, "on_error='ignore' is not possible"),
         ({"window_s": 1.0}, ValueError, "pass return_timestamps=True too"),
@@ -376,6 +380,36 @@ def test_impossible_options_are_refused_in_a_sentence(tiny_tagger, options, erro
 def test_impossible_arrays_are_refused_in_a_sentence(tiny_tagger, audio, message):
     with pytest.raises(AudioError, match=message):
         tiny_tagger(audio, LABELS, sampling_rate=RATE)
+
+
+def test_numbers_of_numpy_are_numbers(tiny_tagger):
+    options = {"return_timestamps": True, "window_s": 1.0, "threshold": 0.5}
+    of_numpy = {"return_timestamps": True, "window_s": np.int64(1), "threshold": np.float32(0.5)}
+    expected = tiny_tagger(noise(2.0), LABELS, sampling_rate=RATE, **options)
+    assert tiny_tagger(noise(2.0), LABELS, sampling_rate=RATE, **of_numpy) == expected != []
+
+
+def test_what_an_iterator_gave_before_it_failed_is_heard(tiny_tagger, files):
+    def source():
+        yield from files[:3]
+        raise RuntimeError("the microphone is gone")
+
+    results = tiny_tagger(source(), LABELS)
+    for expected in tiny_tagger(files[:3], LABELS):
+        assert_same_scores(next(results), expected, 1e-6)
+    with pytest.raises(RuntimeError, match="the microphone is gone"):
+        next(results)
+
+
+def test_a_pipeline_travels_to_another_process(tiny_tagger, files):
+    other = pickle.loads(pickle.dumps(tiny_tagger))
+    assert other(files[0], LABELS) == tiny_tagger(files[0], LABELS)
+
+
+@pytest.mark.parametrize("model", ["", 3, torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(TypeError, match="is not a model; pass a folder, a Hub id or a HfClapModel"):
+        hf_clap.pipeline(model)
 
 
 def test_options_are_checked_before_anything_is_read(tiny_tagger):

@@ -106,6 +106,16 @@ def test_a_hook_that_is_gone_costs_nothing(tower):
         assert stage.preparation(stage, hidden) is not None
 
 
+def test_a_hook_of_all_modules_is_heeded(tower):
+    stage, seen = tower.stages[3], []
+    hidden = heard_by(stage)
+    with torch.inference_mode():
+        stage(hidden)
+        with nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append(module)):
+            stage(hidden)
+    assert {module for module in stage.modules() if not isinstance(module, nn.ModuleList)} <= set(seen)
+
+
 def test_another_precision_is_prepared_anew(tower):
     stage = tower.stages[0]
     hidden = heard_by(stage)

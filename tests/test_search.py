@@ -153,6 +153,25 @@ def test_scores_are_cosines(sounds, tiny_tagger):
     assert best["score"] == pytest.approx(max(np.array(row["embedding"]) @ query for row in rows), abs=1e-6)
 
 
+def test_an_index_is_that_of_one_moment(tiny_tagger, tmp_path, monkeypatch):
+    """Also while another one takes its place."""
+    vectors = np.eye(20, DIM, dtype=np.float16)
+    index, other = (write_vectors(tmp_path / name, tiny_tagger, vectors[order]) for name, order in (
+        ("a.parquet", slice(None)), ("b.parquet", slice(None, None, -1))
+    ))  # fmt: skip
+    expected = SoundIndex(index, tiny_tagger).nearest(vectors[:1].astype(np.float32), 1)
+    read = search._read_embeds
+
+    def replaced_meanwhile(*arguments):
+        os.replace(other, index)
+        return read(*arguments)
+
+    monkeypatch.setattr(search, "_read_embeds", replaced_meanwhile)
+    found = SoundIndex(index, tiny_tagger).nearest(vectors[:1].astype(np.float32), 1)
+    assert all(np.array_equal(one, another) for one, another in zip(found, expected, strict=True))
+    assert expected[1].tolist() == [[0]]
+
+
 def test_an_index_of_another_model_is_refused(sounds, small_checkpoint, tiny_tagger):
     with pytest.raises(
         ValueError, match=r"was made with tiny \(.{12}\), and this is small_checkpoint0 \(.{12}\), whose"
@@ -182,6 +201,8 @@ def test_bad_queries(sounds, tiny_tagger, arguments, sentence):
 def test_files_that_are_no_index(tmp_path, tiny_tagger):
     with pytest.raises(FileNotFoundError, match=r"none.parquet does not exist; make it with `hf-clap embed SOURCE -o"):
         SoundIndex(tmp_path / "none.parquet", tiny_tagger)
+    with pytest.raises(IsADirectoryError, match="is a folder; name the file in it"):
+        SoundIndex(tmp_path, tiny_tagger)
 
 
 def test_the_commands(tmp_path, capsys):

@@ -282,6 +282,62 @@ def test_bad_settings_are_refused(processor, pairs, tmp_path):
         trainer.evaluate()
     with pytest.raises(ValueError, match="holds no pairs"):
         trainer.evaluate([])
+    with pytest.raises(TypeError, match="pass HfClapTrainingArguments"):
+        hf_clap.HfClapTrainer(small_model(processor), TrainingArguments(str(tmp_path)), processing_class=processor)
+    with pytest.raises(ValueError, match="compute_metrics is not called here"):
+        hf_clap.HfClapTrainer(
+            small_model(processor), arguments(tmp_path), processing_class=processor, compute_metrics=lambda _: {}
+        )
+    with pytest.raises(TypeError, match="A dict is not a Pair; read the data with load_pairs"):
+        trainer_of(small_model(processor), processor, tmp_path, [{"audio": 1, "text": 2}] * 8).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+        ({"fp16": True, "use_cpu": True}, "choose bf16=True, or neither"),
+        ({"freeze_audio": True, "audio_learning_rate": 1e-3}, "freeze_audio=True leaves nothing to"),
+        ({"per_device_train_batch_size": 1}, "nothing to contrast it with; raise per_device_train_batch_size"),
+    ],
+)
+def test_options_without_effect_are_refused(processor, pairs, tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        trainer_of(small_model(processor), processor, tmp_path, pairs, **options)
+
+
+def test_streams_of_the_wrong_kind_are_refused(processor, pair_shards, tmp_path):
+    endless = hf_clap.load_pairs(pair_shards, processor.feature_extractor)
+    once = hf_clap.load_pairs(pair_shards, processor.feature_extractor, training=False)
+    with pytest.raises(ValueError, match="load it with training=True"):
+        trainer_of(small_model(processor), processor, tmp_path, once)
+    with pytest.raises(ValueError, match="load it with training=False"):
+        trainer_of(small_model(processor), processor, tmp_path, endless).evaluate(endless)
+
+
+def test_evaluation_leaves_the_training_as_it_was(processor, pairs, tmp_path):
+    runs = []
+    for options in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, pairs[:4], **options)
+        trainer.train()
+        runs.append(trainer)
+    assert losses(runs[1]) == losses(runs[0])  # with dropout
+    assert same_weights(runs[1].model, runs[0].model)
+
+
+def test_what_cannot_be_gone_on_from_is_refused(processor, pairs, pair_shards, tmp_path):
+    done = trainer_of(small_model(processor), processor, tmp_path, pairs, save_strategy="steps", save_steps=4)
+    done.train()
+    with pytest.raises(ValueError, match=r"checkpoint-4 is the end of its run of 4 steps; raise max_steps\."):
+        done.train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    with pytest.raises(FileNotFoundError, match=r"none has no trainer_state\.json; name a checkpoint\."):
+        done.train(resume_from_checkpoint=str(tmp_path / "none"))
+    options = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    stream = hf_clap.load_pairs(pair_shards, processor.feature_extractor)
+    streamed = trainer_of(small_model(processor), processor, tmp_path / "weights", stream, **options)
+    streamed.train()
+    with pytest.raises(FileNotFoundError, match="has weights only and cannot be gone on from"):
+        streamed.train(resume_from_checkpoint=str(tmp_path / "weights" / "checkpoint-2"))
 
 
 WORKER = """

@@ -38,7 +38,12 @@ class PairCollator:
         Returns:
             dict: what the processor gives, and `return_loss`: Trainer evaluates the loss of a model without labels
             only where the batch asks for it.
+
+        Raises:
+            TypeError: for what are not pairs.
         """
+        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            raise TypeError(f"A {type(pairs[0]).__name__} is not a Pair; read the data with load_pairs.")
         waveforms, captions = zip(*pairs, strict=True)
         extractor = self.processor.feature_extractor
         crop = "center" if extractor.crop == "random" else None  # a stream for training has drawn the place

@@ -98,8 +98,22 @@ class HfClapForAudioClassification(HfClapPreTrainedModel):
                 f"pass ({len(logits)},) integers for one label per clip, or ({len(logits)}, {logits.shape[1]}) "
                 "floats for any number of them."
             )
+        if labels.is_cpu and not torch.compiler.is_compiling():  # elsewhere, asking would wait for the device
+            _check_range(labels, logits.shape[1], multi_label)
         if problem is None:
             self.config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
         if multi_label:
             return F.binary_cross_entropy_with_logits(logits, labels.float())
         return F.cross_entropy(logits, labels.long())
+
+
+def _check_range(labels: torch.Tensor, num_labels: int, multi_label: bool) -> None:
+    if multi_label:
+        fits, wanted = (labels >= 0) & (labels <= 1), "floats from 0 to 1"
+    else:
+        fits, wanted = (
+            ((labels >= 0) & (labels < num_labels)) | (labels == -100),
+            f"classes from 0 to {num_labels - 1}",
+        )
+    if not fits.all():
+        raise ValueError(f"Labels such as {labels[~fits][0].item()} do not fit; pass {wanted}.")

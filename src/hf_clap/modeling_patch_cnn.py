@@ -130,7 +130,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
         patches = input_features.reshape(-1, mels).index_select(0, rows.flatten())
         hidden = self._encode(patches.view(-1, 1, patch_frames, mels))  # (all patches, hidden)
         if input_features_mask is None:
-            last_hidden_state = hidden.view(*step_mask.shape, -1)
+            last_hidden_state = hidden.view(*step_mask.shape, hidden.shape[-1])
         else:
             last_hidden_state = hidden.new_zeros(*step_mask.shape, hidden.shape[-1])
             last_hidden_state[step_mask] = hidden
