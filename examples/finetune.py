@@ -116,7 +116,8 @@ def main() -> None:
     for name in metrics:
         change = after[name] / before[name] - 1 if before[name] else float("inf")
         print(f"{name.removeprefix('eval_'):24} {before[name]:7.4f} {after[name]:7.4f} {change:+7.0%}")
-    print(f"{results['pairs_per_s']} pairs/s; {arguments.output}/ holds the model, results.json and loss.png")
+    speed = f"{results['pairs_per_s']:.1f} pairs/s; " if speeds else ""  # which a single step does not show
+    print(f"{speed}{arguments.output}/ holds the model, results.json and loss.png")
     if arguments.push_to_hub:
         print(push_to_hub(arguments.output, arguments.push_to_hub))
 
@@ -124,7 +125,7 @@ def main() -> None:
 def belongs(row: dict[str, Any], column: str | None, every: int, held_out: bool) -> bool:
     """Whether a row is on one side of the split: by a hash, so that it is on the same side in every epoch and run."""
     if column and column not in row:
-        raise SystemExit(f"The pairs have no column {column!r} but {', '.join(row)}; choose one of them.")
+        raise ValueError(f"The pairs have no column {column!r} but {', '.join(row)}; choose one of them.")
     key = row[column] if column else row
     return (zlib.crc32(str(key).encode()) % every == 0) == held_out
 

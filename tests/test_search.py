@@ -156,9 +156,8 @@ def test_scores_are_cosines(sounds, tiny_tagger):
 def test_an_index_is_that_of_one_moment(tiny_tagger, tmp_path, monkeypatch):
     """Also while another one takes its place."""
     vectors = np.eye(20, DIM, dtype=np.float16)
-    index, other = (write_vectors(tmp_path / name, tiny_tagger, vectors[order]) for name, order in (
-        ("a.parquet", slice(None)), ("b.parquet", slice(None, None, -1))
-    ))  # fmt: skip
+    index = write_vectors(tmp_path / "a.parquet", tiny_tagger, vectors)
+    other = write_vectors(tmp_path / "b.parquet", tiny_tagger, vectors[::-1])
     expected = SoundIndex(index, tiny_tagger).nearest(vectors[:1].astype(np.float32), 1)
     read = search._read_embeds
 

@@ -22,8 +22,16 @@ from .tasks import SETTINGS, TASKS, Task, find_task
 
 # options that a comparison has no use for
 OF_A_RUN = (
-    *("data_dir", "data_root", "setting", "template", "descriptions", "prompt_sweep"),
-    *("output", "plots", "device", "dtype"),
+    "data_dir",
+    "data_root",
+    "setting",
+    "template",
+    "descriptions",
+    "prompt_sweep",
+    "output",
+    "plots",
+    "device",
+    "dtype",
 )
 
 

@@ -115,10 +115,8 @@ class HfClapHtsatConfig(PreTrainedConfig):
                 f"depths and num_attention_heads describe the same stages, but have {len(self.depths)} and "
                 f"{len(self.num_attention_heads)} entries; give one number of heads per stage."
             )
-        _check_positive(
-            self, "num_mel_bins", "image_size", "patch_size", "patch_embed_dim", "window_size", "mlp_ratio"
-        )
-        _check_positive(self, "num_attention_heads", "fusion_reduction")
+        sizes = "num_mel_bins", "image_size", "patch_size", "patch_embed_dim", "window_size"
+        _check_positive(self, *sizes, "mlp_ratio", "num_attention_heads", "fusion_reduction")
         if self.image_size % self.num_mel_bins:
             raise ValueError(
                 f"A spectrogram of {self.num_mel_bins} mel bins cannot be folded into {self.image_size} rows; make "

@@ -71,6 +71,11 @@ class Derived(Generic[T]):
         self._kept = None
 
 
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether it is numbers in a CPU's memory, and nothing that says itself how it is applied."""
+    return type(weight) in (nn.Parameter, torch.Tensor) and weight.is_cpu
+
+
 @dataclass(frozen=True)
 class _Kept(Generic[T]):
     value: T
@@ -110,7 +115,7 @@ class _Witness:
 
 
 def _is_readable(tensor: torch.Tensor) -> bool:
-    return type(tensor) in (nn.Parameter, torch.Tensor) and tensor.is_cpu and tensor.element_size() in INTEGERS
+    return is_plain(tensor) and tensor.element_size() in INTEGERS
 
 
 def _sample(tensor: torch.Tensor) -> np.ndarray:

@@ -218,7 +218,7 @@ def active_adapters(model: nn.Module) -> list[str]:
     return [
         f"{layer.active_adapters} {layer.disable_adapters} {layer.merged_adapters}"
         for layer in model.modules()
-        if hasattr(layer, "merged_adapters")
+        if "merged_adapters" in vars(layer)  # `hasattr` takes ten times as long where there is none
     ]
 
 

@@ -152,7 +152,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         for name in ("max_length_s", "log_floor", "mel_sampling_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value} is not possible; it must be more than 0.")
+                raise ValueError(f"{name}={value} is not possible; it must be a finite number above 0.")
         if not 0 <= f_min < f_max < math.inf:
             raise ValueError(
                 f"f_min={f_min} and f_max={f_max} are not possible; f_max must be above f_min, both in Hz."
@@ -385,13 +385,13 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _batch(self, windows: Iterable[torch.Tensor], count: int) -> dict[str, torch.Tensor]:
         """Log-mels of so many windows of at most `max_samples`, padded to the frames of a full window and masked."""
-        # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
-        # and compiled models alike.
         if self.min_samples < self._least_samples:
             name = "max_length_s" if self.min_length_s is None else "min_length_s"
             raise ValueError(
                 f"{name}={getattr(self, name)} is less than a frame; make it {self._least_samples} samples at least."
             )
+        # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
+        # and compiled models alike.
         frames = self._frame_count(self.max_samples)
         features = torch.empty(0)
         held = []

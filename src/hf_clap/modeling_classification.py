@@ -109,11 +109,10 @@ class HfClapForAudioClassification(HfClapPreTrainedModel):
 
 def _check_range(labels: torch.Tensor, num_labels: int, multi_label: bool) -> None:
     if multi_label:
-        fits, wanted = (labels >= 0) & (labels <= 1), "floats from 0 to 1"
+        wanted = "floats from 0 to 1"
+        fits = (labels >= 0) & (labels <= 1)
     else:
-        fits, wanted = (
-            ((labels >= 0) & (labels < num_labels)) | (labels == -100),
-            f"classes from 0 to {num_labels - 1}",
-        )
+        wanted = f"classes from 0 to {num_labels - 1}"
+        fits = ((labels >= 0) & (labels < num_labels)) | (labels == -100)
     if not fits.all():
         raise ValueError(f"Labels such as {labels[~fits][0].item()} do not fit; pass {wanted}.")

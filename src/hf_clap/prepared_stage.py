@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .attention import attention_scores
-from .derived import ONE_AT_A_TIME, Derived, ModuleState
-from .linear import Linear, is_plain, is_plain_inference, onednn_add_linear, onednn_linear, pack_weight
+from .derived import ONE_AT_A_TIME, Derived, ModuleState, is_plain
+from .linear import Linear, is_plain_inference, onednn_add_linear, onednn_linear, pack_weight
 
 # For one clip, float32 weights are kept packed too where a block has so few that they take little memory; and these
 # meet many rows. For several clips all are: their hidden states take more. In bfloat16 both together take what float32

@@ -145,13 +145,12 @@ class HfClapTrainer(Trainer):
             if not train_dataset.training:
                 raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
             args.ignore_data_skip = True  # the stream's own state leads to the place, without reading up to it
-        if train_dataset is not None and model.config.loss == "softmax":
-            pairs = args.train_batch_size * args.world_size
-            if pairs < 2:
-                raise ValueError(
-                    "A batch of one pair has nothing to contrast it with; raise per_device_train_batch_size, and set "
-                    "micro_batch_size where memory is short (gradient accumulation adds no negatives)."
-                )
+        is_alone = args.train_batch_size * args.world_size < 2
+        if train_dataset is not None and model.config.loss == "softmax" and is_alone:
+            raise ValueError(
+                "A batch of one pair has nothing to contrast it with; raise per_device_train_batch_size, and set "
+                "micro_batch_size where memory is short (gradient accumulation adds no negatives)."
+            )
         collator = PairCollator(processing_class) if data_collator is None else data_collator
         self._loader: PairLoader | None = None
         self._last_log: tuple[float, int] | None = None
