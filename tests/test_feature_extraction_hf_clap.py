@@ -8,7 +8,7 @@ from transformers import AutoFeatureExtractor, ClapFeatureExtractor
 import hf_clap
 from conftest import noise, tone
 from hf_clap import AudioError, HfClapFeatureExtractor, as_waveform
-from hf_clap.feature_extraction_hf_clap import PIECE_BYTES
+from hf_clap.log_mel import PIECE_BYTES
 from hf_clap.waveform import is_batch, iter_windows, resample
 
 RATE = 16000
@@ -38,7 +38,7 @@ def test_log_mel_is_torchlibrosas(shared, golden_fill, msclap):
 
 
 def test_mel_bank_is_msclaps(shared, msclap):
-    mel = msclap.front_end(torch.device("cpu"), torch.float64).mel
+    mel = msclap.transform.constants(torch.device("cpu"), torch.float64).mel
     expected = np.load(shared / "golden" / "msclap_2022.npz")["melW"]
     assert np.abs(mel.numpy() - expected).max() < 1e-8
 
@@ -87,7 +87,7 @@ def far_apart():
 @pytest.mark.parametrize("piece_bytes", [2**16, PIECE_BYTES])
 def test_log_mel_in_pieces_is_that_of_the_whole(extractor_name, samples, piece_bytes, request, monkeypatch):
     """Without gradients it is computed in pieces, in place; with them by the plain formula, which must agree."""
-    monkeypatch.setattr("hf_clap.feature_extraction_hf_clap.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("hf_clap.log_mel.PIECE_BYTES", piece_bytes)
     extractor = request.getfixturevalue(extractor_name)
     waveform = torch.from_numpy(noise(samples / RATE)).double()
     whole = extractor.log_mel(waveform.clone().requires_grad_()).detach()
@@ -141,7 +141,7 @@ def test_yamnet_log_mel_in_numpy(yamnet):
 
 
 def test_a_tone_peaks_in_its_mel_bin(msclap):
-    mel = msclap.front_end(torch.device("cpu"), torch.float32).mel
+    mel = msclap.transform.constants(torch.device("cpu"), torch.float32).mel
     frequency = mel[:, 30].argmax().item() * 44100 / 1024  # Hz, at the peak of mel bin 30
     features = msclap(tone(rate=44100, frequency=frequency), sampling_rate=44100)["input_features"][0, 0]
     assert (features[10:-10].argmax(dim=1) == 30).all()

@@ -349,7 +349,7 @@ def test_methods_of_transformers_work_too(hub, saved):
     copied = hub.folder / "user" / "copy" / "model.safetensors"
     assert copied.read_bytes() == (saved / "model.safetensors").read_bytes()
     processors = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    code = {"processing_hf_clap.py", "feature_extraction_hf_clap.py", "waveform.py"}
+    code = {"processing_hf_clap.py", "feature_extraction_hf_clap.py", "log_mel.py", "waveform.py"}
     assert names - set(hub.call("files", "user/copy")) == processors | code
 
 

@@ -265,7 +265,7 @@ from ray.cluster_utils import Cluster
 import embed_ray
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(num_cpus=2)
+cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 nodes = sum(node["Alive"] for node in ray.nodes())
 

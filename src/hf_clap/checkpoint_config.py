@@ -305,14 +305,14 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
 
 def mel_bank(extractor: HfClapFeatureExtractor) -> torch.Tensor:
     """The extractor's mel filter bank `(n_fft // 2 + 1, mels)`, as torchlibrosa's `melW`."""
-    return extractor.front_end(torch.device("cpu"), torch.float32).mel
+    return extractor.transform.constants(torch.device("cpu"), torch.float32).mel
 
 
 def stft_kernels(extractor: HfClapFeatureExtractor) -> tuple[torch.Tensor, torch.Tensor]:
     """The extractor's windowed Fourier transform as two convolutions `(bins, 1, win_length)`, as torchlibrosa's."""
     bins, samples = torch.arange(extractor.n_fft // 2 + 1), torch.arange(extractor.win_length)
     angle = 2 * math.pi * (bins[:, None] * samples % extractor.n_fft).double() / extractor.n_fft
-    window = extractor.front_end(torch.device("cpu"), torch.float64).window
+    window = extractor.transform.constants(torch.device("cpu"), torch.float64).window
     real, imaginary = (window * angle.cos()).float(), (-window * angle.sin()).float()
     return real[:, None], imaginary[:, None]
 

@@ -103,7 +103,7 @@ def export_onnx(
     return Path(output)
 
 
-class LogMel(nn.Module):
+class LogMelGraph(nn.Module):
     """
     `HfClapFeatureExtractor.log_mel` of a batch, without an operator for the Fourier transform: its window and sines
     are the kernels of a convolution, for the bins that the mel filter bank uses. In float32, also where the extractor
@@ -146,7 +146,7 @@ class AudioGraph(nn.Module):
 
     def __init__(self, model: HfClapModel, extractor: HfClapFeatureExtractor):
         super().__init__()
-        self.front_end = LogMel(extractor)
+        self.front_end = LogMelGraph(extractor)
         self.model = model
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:

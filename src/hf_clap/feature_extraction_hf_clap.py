@@ -1,19 +1,17 @@
 """Waveform -> log-mel: one feature extractor for the front end of every CLAP, in torch, deterministic unless asked."""
 
 import math
-import threading
 from collections.abc import Iterable
-from functools import lru_cache
-from itertools import chain, pairwise
+from dataclasses import fields
+from itertools import chain
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
-from transformers.audio_utils import mel_filter_bank
 
-from .linear import ONEDNN_DTYPES, nothing_rewrites, onednn_linear
+from .log_mel import LogMel
 from .waveform import AudioError, as_waveform, is_batch, iter_windows, resample, valid_rate
 
 # What transformers itself adds to a feature extractor's JSON.
@@ -26,10 +24,6 @@ STORED_BY_TRANSFORMERS = {
 }
 
 INT16_MAX = 32767
-
-# Of the frames that a core transforms at a time: smaller pieces cost more calls, larger ones, such as those of a whole
-# batch, leave its cache (4x).
-PIECE_BYTES = 2**21
 
 
 class HfClapFeatureExtractor(SequenceFeatureExtractor):
@@ -249,6 +243,12 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             waveform = waveform + (rounded - waveform).detach()  # the value of one, the gradient of the other
         return waveform.double() if self.double_precision else waveform
 
+    @property
+    def transform(self) -> LogMel:
+        """The log-mel spectrogram that its settings describe."""
+        settings = {field.name: getattr(self, field.name) for field in fields(LogMel)}
+        return LogMel(**settings | {"mel_sampling_rate": self.mel_sampling_rate or self.sampling_rate})
+
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """
         The log-mel spectrogram of a waveform as it is: no crop, no fill. Differentiable, on any device.
@@ -259,116 +259,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
         Returns:
             torch.Tensor: `(frames, mels)`, in dB or as natural logarithm by `log`.
+
+        Raises:
+            AudioError: if it is shorter.
         """
-        frames = self._frame_count(len(waveform))
-        if len(waveform) < self._least_samples:
-            raise AudioError(f"{len(waveform)} samples are less than a frame of {self.win_length}; fill the clip.")
-        if _may_be_written(waveform):
-            log_mel = waveform.new_empty(frames, self.feature_size)
-            self._write_log_mel(waveform, log_mel)
-            return log_mel
-        with torch.autocast(waveform.device.type, enabled=False):  # powers go beyond half precision
-            energies = self._energies(waveform)
-        if self.log == "db":
-            return 10 * torch.log10(energies.clamp(min=self.log_floor))
-        return torch.log(energies + self.log_floor)
-
-    def _energies(self, waveform: torch.Tensor) -> torch.Tensor:
-        """(samples,) -> (frames, mels), with gradients"""
-        window, mel, _ = self.front_end(waveform.device, waveform.dtype)
-        frames = self._frames(waveform, 0, self._frame_count(len(waveform)))
-        spectrum = torch.fft.rfft(frames * window, n=self.n_fft)  # (frames, n_fft // 2 + 1)
-        if self.power == 1:
-            return spectrum.abs() @ mel  # its gradient at 0 is 0, where that of a root would be infinite
-        return (spectrum.real.square() + spectrum.imag.square()) @ mel
-
-    def _write_log_mel(self, waveform: torch.Tensor, log_mel: torch.Tensor) -> None:
-        """
-        The same on a CPU, without gradients, into `log_mel` `(frames, mels)`: in pieces that stay in the cache, and in
-        memory that is used again.
-        """
-        window, _, used = self.front_end(waveform.device, waveform.dtype)
-        product = onednn_linear if waveform.dtype in ONEDNN_DTYPES else F.linear
-        frames, piece_bytes = log_mel.shape[0], PIECE_BYTES * torch.get_num_threads()
-        pieces = log_mel.tensor_split(math.ceil(frames * self.n_fft * waveform.element_size() / piece_bytes))
-        bins = used.last_bin - used.first_bin
-        # for the windowed frames and, once these are transformed, for the magnitudes
-        buffer = _thread_memory(pieces[0].shape[0] * self.n_fft, waveform.dtype)
-        edges = self._edges(frames)
-        start = 0
-        for piece in pieces:
-            frames = piece.shape[0]
-            cuts = [start, *(edge for edge in edges if start < edge < start + frames), start + frames]
-            windowed = buffer[: frames * self.n_fft].view(frames, -1)
-            if self.n_fft > self.win_length:
-                windowed[:, self.win_length :] = 0
-            for begin, end in pairwise(cuts):
-                rows = windowed[begin - start : end - start, : self.win_length]
-                torch.mul(self._frames(waveform, begin, end), window, out=rows)
-            spectrum = torch.fft.rfft(windowed)
-            squares = torch.view_as_real(spectrum)[:, used.first_bin : used.last_bin].square_()  # (frames, bins, 2)
-            magnitude = torch.add(squares[..., 0], squares[..., 1], out=buffer[: frames * bins].view(frames, -1))
-            if self.power == 1:
-                magnitude.sqrt_()
-            energies = product(magnitude, used.weights, None)
-            if self.log == "db":
-                torch.clamp(energies, min=self.log_floor, out=piece)
-            else:
-                torch.add(energies, self.log_floor, out=piece)
-            start += frames
-        if self.log == "db":
-            log_mel.log10_().mul_(10)
-        else:
-            log_mel.log_()
-
-    def _frames(self, waveform: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Frames `start` to `stop`, `(frames, win_length)`: a view, but for the ends of a clip that are reflected."""
-        first = start * self.hop_length - self._reflected
-        last = (stop - 1) * self.hop_length + self.win_length - self._reflected
-        samples = waveform.shape[0]
-        before, after = max(-first, 0), max(last - samples, 0)
-        if before or after:
-            # a sample more than is reflected, as reflection goes around one
-            lowest, highest = max(min(first, samples - 1 - after), 0), max(last, before + 1)
-            stretch = F.pad(waveform[None, lowest:highest], (before, after), mode="reflect")[0]
-            stretch = stretch[first - lowest + before :][: last - first]
-        else:
-            stretch = waveform[first:last]
-        return stretch.unfold(-1, self.win_length, self.hop_length)
-
-    def _edges(self, frames: int) -> tuple[int, ...]:
-        """Where, among so many frames, those that are reflected part from the others, so that only they are copied."""
-        reaching = math.ceil(self._reflected / self.hop_length)
-        return (reaching, frames - reaching) if frames > 2 * reaching else ()
-
-    def _frame_count(self, samples: int) -> int:
-        return 1 + (samples + 2 * self._reflected - self.win_length) // self.hop_length
-
-    @property
-    def _least_samples(self) -> int:
-        """That a clip must have: reflection takes samples from around the first and the last."""
-        return self._reflected + 1 if self.center else self.win_length
-
-    @property
-    def _reflected(self) -> int:
-        """Samples that a clip is reflected by at each end."""
-        return self.win_length // 2 if self.center else 0
-
-    def front_end(self, device: torch.device, dtype: torch.dtype) -> "FrontEnd":
-        """The window and the mel filter bank, as tensors on `device`."""
-        return _front_end(
-            self.win_length,
-            self.n_fft,
-            self.feature_size,
-            self.f_min,
-            self.f_max,
-            self.mel_sampling_rate or self.sampling_rate,
-            self.mel_scale,
-            self.mel_norm,
-            self.mel_triangles,
-            device,
-            dtype,
-        )
+        return self.transform(waveform)
 
     def _crop(self, waveform: torch.Tensor, crop: str, generator: torch.Generator | None) -> list[torch.Tensor]:
         """The stretches of at most `max_samples` that are taken of a clip."""
@@ -385,26 +280,23 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 
     def _batch(self, windows: Iterable[torch.Tensor], count: int) -> dict[str, torch.Tensor]:
         """Log-mels of so many windows of at most `max_samples`, padded to the frames of a full window and masked."""
-        if self.min_samples < self._least_samples:
+        transform = self.transform
+        least = transform.least_samples
+        if self.min_samples < least:
             name = "max_length_s" if self.min_length_s is None else "min_length_s"
-            raise ValueError(
-                f"{name}={getattr(self, name)} is less than a frame; make it {self._least_samples} samples at least."
-            )
+            raise ValueError(f"{name}={getattr(self, name)} is less than a frame; make it {least} samples at least.")
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
         # and compiled models alike.
-        frames = self._frame_count(self.max_samples)
+        frames = transform.frames_of(self.max_samples)
         features = torch.empty(0)
         held = []
         for number, window in enumerate(windows):
             waveform = self._fill(window, self.min_samples)
-            held.append(self._frame_count(len(waveform)))
+            held.append(transform.frames_of(len(waveform)))
             if number == 0:
                 features = waveform.new_empty(count, 1, frames, self.feature_size)
             row = features[number, 0]
-            if _may_be_written(waveform):
-                self._write_log_mel(waveform, row[: held[-1]])
-            else:
-                row[: held[-1]] = self.log_mel(waveform)
+            transform.write(waveform, row[: held[-1]])
             if held[-1] < frames:
                 row[held[-1] :] = self.padding_value
         if self.min_length_s is None:
@@ -419,10 +311,11 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         """
         if self.min_length_s is not None:
             raise ValueError('crop="fusion" fills every clip; set min_length_s to None.')
-        frames = self._frame_count(self.max_samples)
+        transform = self.transform
+        frames = transform.frames_of(self.max_samples)
         features, is_longer = [], []
         for waveform in waveforms:
-            log_mel = self.log_mel(self._fill(waveform, self.max_samples))
+            log_mel = transform(self._fill(waveform, self.max_samples))
             is_longer.append(len(log_mel) > frames)
             if len(log_mel) > frames:
                 shrunk = F.interpolate(log_mel[None, None], (frames, self.feature_size), mode="bilinear")[0, 0]
@@ -450,70 +343,3 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, allowed))}.")
-
-
-_memory = threading.local()
-
-
-def _thread_memory(numbers: int, dtype: torch.dtype) -> torch.Tensor:
-    """Of undefined content, for this thread alone, and mostly the same as before: fresh memory is zeroed first."""
-    memory: torch.Tensor | None = getattr(_memory, "held", None)
-    if memory is None or memory.dtype != dtype or len(memory) < numbers:
-        with torch.inference_mode(False):  # else nobody could write to it outside
-            _memory.held = memory = torch.empty(numbers, dtype=dtype)
-    return memory[:numbers]
-
-
-def _may_be_written(waveform: torch.Tensor) -> bool:
-    """Whether its log-mel may be computed in place: on a CPU, where nobody wants gradients or rewrites operators."""
-    return not waveform.requires_grad and nothing_rewrites(waveform)
-
-
-class UsedBins(NamedTuple):
-    """The bins that the mel filter bank uses."""
-
-    first_bin: int
-    last_bin: int  # the one after it, as in a slice
-    weights: torch.Tensor  # (mels, bins), laid out as its transpose, which oneDNN takes as it is
-
-
-class FrontEnd(NamedTuple):
-    """The constants of a log-mel: Hann window `(win_length,)`, mel filter bank `(n_fft // 2 + 1, mels)`."""
-
-    window: torch.Tensor
-    mel: torch.Tensor
-    used: UsedBins
-
-
-@lru_cache(maxsize=16)
-def _front_end(
-    win_length: int,
-    n_fft: int,
-    feature_size: int,
-    f_min: float,
-    f_max: float,
-    sampling_rate: int,
-    mel_scale: str,
-    mel_norm: str | None,
-    mel_triangles: str,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> FrontEnd:
-    """Computed in float64, then rounded to `dtype`."""
-    mel = mel_filter_bank(
-        n_fft // 2 + 1,
-        feature_size,
-        f_min,
-        f_max,
-        sampling_rate,
-        norm=mel_norm,
-        # transformers' name for the HTK scale with straight sides in mel; the two scales differ in the 6th digit
-        mel_scale="kaldi" if mel_scale == "htk" and mel_triangles == "mel" else mel_scale,
-        triangularize_in_mel_space=mel_triangles == "mel",
-    )
-    with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
-        window = torch.hann_window(win_length, periodic=True, dtype=torch.float64).to(device, dtype)
-        filters = torch.from_numpy(mel).to(device, dtype)
-        bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
-        first_bin, last_bin = bins[0], bins[-1] + 1
-        return FrontEnd(window, filters, UsedBins(first_bin, last_bin, filters[first_bin:last_bin].T))
