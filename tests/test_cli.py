@@ -108,9 +108,6 @@ def test_multi_label_and_threshold(folder, capsys):
     main([*arguments, "--threshold", "model"])
     (row,) = json.loads(capsys.readouterr().out)
     assert [prediction["score"] for prediction in row["predictions"]] == [score for score in scores if score >= 0.1]
-    with pytest.raises(SystemExit):
-        main([*arguments, "--threshold", "high"])
-    assert "'high' is not possible; pass a number from 0 to 1, or model" in capsys.readouterr().err
 
 
 def test_plot_is_a_png(folder, tmp_path, capsys):
@@ -124,12 +121,19 @@ def test_plot_is_a_png(folder, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["{folder}", "--labels", "dog, dog"], "Label 'dog' is there twice"),
-        (["{folder}", "--labels", "dog", "--top-k", "-1"], "top_k=-1 is not possible"),
+        (["{folder}"], "one of the arguments --labels --labels-file is required (see hf-clap tag --help)"),
+        (["{folder}", "--labels", "dog", "--top-k", "-1"], "--top-k: '-1' is not possible; choose a whole number"),
+        (["{folder}", "--labels", "dog", "--batch-size", "0"], "--batch-size: '0' is not possible; choose a whole"),
+        (["{folder}", "--labels", "dog", "--threshold", "high"], "'high' is not possible; pass a number from 0 to 1"),
+        (["{folder}", "--labels", "dog", "--threshold", "1.5"], "'1.5' is not possible; pass a number from 0 to 1"),
+        (["{folder}", "--labels", "dog", "--timestamps", "--hop", "0"], "--hop: '0' is not possible; choose a number"),
+        (["{folder}", "--labels", "dog", "--timestamps", "--hop", "nan"], "--hop: 'nan' is not possible"),
         (["{folder}", "--labels", "dog", "--template", "a sound"], "write {} in its place"),
         (["{folder}", "--labels", "dog", "--model", "no/such-model"], "neither a folder with a checkpoint"),
         (["{folder}", "--labels", "dog", "--plot", "x.png"], "--plot draws one file, but there are 3"),
         (["{folder}", "--labels", "dog", "--window", "3"], "add one of them, or leave them out"),
-        (["{folder}/a noise.wav", "--labels", "dog", "--plot", "no/folder/x.png"], "The folder of no/folder/x.png"),
+        (["{folder}/a noise.wav", "--labels", "dog", "--plot", "no/folder/x.png"], "the folder of no/folder/x.png"),
+        (["{folder}/a noise.wav", "--labels", "dog", "--plot", "{folder}"], "is a folder; name a file"),
         (["", "--labels", "dog"], "One of the paths is empty"),
         (["{folder}/*.mp3", "--labels", "dog"], "Nothing matches"),
         (["{folder}/empty", "--labels", "dog"], "There are no audio files"),

@@ -231,9 +231,12 @@ def test_prompts(root, tmp_path, capsys):
         ),
         (
             ["--task", "esc10", "--output", "ROOT/none/r.json"],
-            "The folder of ROOT/none/r.json does not exist; make it",
+            "--output: the folder of ROOT/none/r.json does not exist; make it",
         ),
-        (["--task", "esc10", "--setting", "probe", "--epochs", "0"], "--epochs 0 is not possible; choose at least 1."),
+        (
+            ["--task", "esc10", "--setting", "probe", "--epochs", "0"],
+            "--epochs: '0' is not possible; choose a whole number of at least 1",
+        ),
         (["--task", "esc10", "--epochs", "3"], "--epochs is for --setting probe and finetune; leave it out."),
         (
             ["--task", "esc10", "--setting", "finetune", "--layers", "3"],
@@ -241,13 +244,13 @@ def test_prompts(root, tmp_path, capsys):
         ),
         (["--compare", "ROOT/esc10/metadata.csv", "ROOT/esc10/metadata.csv"], "metadata.csv holds no results"),
         (["--compare", "a.json", "b.json", "--output", "c.json"], "with --format; leave out --output."),
-        (["--task", "esc10", "--output", "ROOT"], "ROOT is a folder; name a file for --output."),
+        (["--task", "esc10", "--output", "ROOT"], "--output: ROOT is a folder; name a file"),
         (
             ["--task", "esc10", "--plots", "ROOT/esc10/metadata.csv"],
             "is a file; name a folder for --plots",
         ),
         (["--task", "esc10", "--seed", "-1"], "--seed -1 is not possible; choose one from 0 to 4294967295."),
-        (["--task", "esc10", "--batch-size", "0"], "--batch-size 0 is not possible; choose at least 1."),
+        (["--task", "esc10", "--batch-size", "0"], "--batch-size: '0' is not possible; choose a whole"),
     ],
 )
 def test_wrong_calls_say_what_to_do(root, tmp_path, capsys, arguments, sentence):

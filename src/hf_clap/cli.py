@@ -5,6 +5,7 @@ import csv
 import glob
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -19,11 +20,12 @@ from .audio import iter_audio
 from .checkpoint_file import KINDS
 from .cli_eval import add_card, add_eval
 from .cli_export import add_export
+from .cli_options import Parser, add_batch_size, add_model, at_least_one, file_to_write, seconds
 from .cli_search import add_demo, add_embed, add_search
 from .conversion import convert_checkpoint
 from .conversion_back import BACK, convert_back
 from .corpus import iter_audio_files
-from .pipeline import TINY, pipeline
+from .pipeline import pipeline
 from .prompts import DEFAULT_TEMPLATE
 
 
@@ -38,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         int: the exit code: 0 if all went well, 1 if a file could not be read, 2 if the call is wrong, 130 if it was
         interrupted.
     """
-    options = _parser().parse_args(arguments)
     logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
+        options = _parser().parse_args(arguments)
         return options.run(options)
     except KeyboardInterrupt:
         print("hf-clap: interrupted", file=sys.stderr)
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-clap", description="Contrastive language-audio pretraining.")
+    parser = Parser(prog="hf-clap", description="Contrastive language-audio pretraining.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     tag = commands.add_parser("tag", help="score labels for sound files", description="Score labels for sound files.")
     tag.set_defaults(run=_tag)
@@ -70,10 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help=f"sentence with {{}} for the label; may be given several times (default: {DEFAULT_TEMPLATE!r})",
     )
-    tag.add_argument(
-        "--model", default=TINY, help="folder or Hub id of a hf_clap checkpoint (default: the bundled one)"
-    )
-    tag.add_argument("--top-k", type=int, help="how many labels to print for each file (default: all)")
+    add_model(tag)
+    tag.add_argument("--top-k", type=at_least_one, help="how many labels to print for each file (default: all)")
     tag.add_argument(
         "--threshold",
         type=_threshold,
@@ -81,14 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     tag.add_argument("--multi-label", action="store_true", help="score each label on its own")
     tag.add_argument("--timestamps", action="store_true", help="score window by window")
-    tag.add_argument("--window", type=float, metavar="S", help="length of these windows in s (default: 2)")
-    tag.add_argument("--hop", type=float, metavar="S", help="seconds from one to the next (default: the window)")
+    tag.add_argument("--window", type=seconds, metavar="S", help="length of these windows in s (default: 2)")
+    tag.add_argument("--hop", type=seconds, metavar="S", help="seconds from one to the next (default: the window)")
     tag.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw the labels over time under the waveform of one file"
+        "--plot", type=file_to_write, metavar="PNG", help="draw the labels over time under the waveform of one file"
     )
-    tag.add_argument("--batch-size", type=int, default=8, help="windows embedded at a time (default: 8)")
-    tag.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
-    tag.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
+    add_batch_size(tag)
     tag.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="onnx for what `export` wrote")
     tag.add_argument("--format", choices=tuple(FORMATS), default="table", help="of what is printed")
     convert = commands.add_parser(
@@ -130,10 +128,6 @@ def _tag(options: argparse.Namespace) -> int:
     windows = {"window_s": options.window, "hop_s": options.hop}
     if windows != {"window_s": None, "hop_s": None} and not (options.timestamps or options.plot):
         raise ValueError("--window and --hop are for --timestamps and --plot; add one of them, or leave them out.")
-    if options.plot and not options.plot.parent.is_dir():
-        raise ValueError(f"The folder of {options.plot} does not exist; make it, or choose another for --plot.")
-    if options.plot and options.plot.is_dir():
-        raise ValueError(f"{options.plot} is a folder; name a file for --plot.")
     paths = list(_find_audio(options.audio))
     if options.plot and len(paths) != 1:
         raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
@@ -204,10 +198,15 @@ def _find_audio(names: list[str]) -> Iterator[str]:
 
 
 def _threshold(text: str) -> float | str:
+    if text == "model":
+        return text
     try:
-        return text if text == "model" else float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible; pass a number from 0 to 1, or model.") from error
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible; pass a number from 0 to 1, or model")
+    return threshold
 
 
 def _read_labels(options: argparse.Namespace) -> list[str] | str:

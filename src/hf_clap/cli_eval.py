@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from .array_cache import DEFAULT_FOLDER, ArrayCache
 from .benchmark_card import benchmark_card
+from .cli_options import add_batch_size, add_model, at_least_one, file_to_write
 from .embedding import Embedder
 from .model_card import write_card
-from .pipeline import TINY, pipeline
+from .pipeline import pipeline
 from .prompts import SWEEP, Prompts, read_descriptions
 from .supervised import EPOCHS
 from .task_data import TaskData, find_folders, load_task
@@ -50,7 +51,7 @@ def add_eval(commands: Any) -> None:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data-dir", type=Path, help="local copy of the task: audio files and a metadata.csv")
     data.add_argument("--data-root", type=Path, help="folder of such folders, named as the tasks")
-    parser.add_argument("--model", default=TINY, help="folder or Hub id (default: the bundled checkpoint)")
+    add_model(parser)
     parser.add_argument(
         "--setting",
         action="append",
@@ -67,14 +68,14 @@ def add_eval(commands: Any) -> None:
         "--prompt-sweep", action="store_true", help="zero-shot with each --template (default: seven) and all of them"
     )
     parser.add_argument("--layers", type=int, choices=(1, 3), default=1, help="of a probe (default: 1)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of training (default: {EPOCHS}, as the paper)")
+    parser.add_argument(
+        "--epochs", type=at_least_one, default=EPOCHS, help=f"of training (default: {EPOCHS}, as the paper)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of training, dealt folds and intervals (default: 0)")
-    parser.add_argument("--output", type=Path, metavar="JSON", help="file for the results")
+    parser.add_argument("--output", type=file_to_write, metavar="JSON", help="file for the results")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="folder for pictures of confusions and classes")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_FOLDER, help=f"(default: {DEFAULT_FOLDER})")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows embedded at a time (default: 8)")
-    parser.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
-    parser.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
+    add_batch_size(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
 
 
@@ -148,10 +149,6 @@ def _several(options: argparse.Namespace) -> bool:
 
 def _check(options: argparse.Namespace) -> None:
     """What can be wrong about the options themselves."""
-    if options.output and not options.output.parent.is_dir():
-        raise ValueError(f"The folder of {options.output} does not exist; make it, or choose another for --output.")
-    if options.output and options.output.is_dir():
-        raise ValueError(f"{options.output} is a folder; name a file for --output.")
     if options.plots and options.plots.exists() and not options.plots.is_dir():
         raise ValueError(f"{options.plots} is a file; name a folder for --plots.")
     if "all" in options.task and len(options.task) > 1:
@@ -169,10 +166,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--layers is for --setting probe; leave it out.")
     if options.epochs != EPOCHS and not {"probe", "finetune"} & set(settings):
         raise ValueError("--epochs is for --setting probe and finetune; leave it out.")
-    if options.epochs < 1:
-        raise ValueError(f"--epochs {options.epochs} is not possible; choose at least 1.")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size {options.batch_size} is not possible; choose at least 1.")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed {options.seed} is not possible; choose one from 0 to {2**32 - 1}.")
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .cli_options import add_checkpoint
 from .export import export_onnx
 from .pipeline import TINY, pipeline
 
@@ -21,9 +22,7 @@ def add_export(commands: Any) -> None:
     parser.set_defaults(run=run_export)
     parser.add_argument("output", metavar="OUT", help="folder to make")
     parser.add_argument("--format", choices=("onnx",), required=True, help="of what is written")
-    parser.add_argument(
-        "--model", default=TINY, help="folder or Hub id of a hf_clap checkpoint (default: the bundled one)"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--int8", action="store_true", help="weights of linear layers and embeddings in 8 bits")
 
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .pipeline import TINY, pipeline
+from .cli_options import add_batch_size, add_model, at_least_one, seconds
+from .pipeline import pipeline
 
 
 def add_embed(commands: Any) -> None:
@@ -25,11 +26,11 @@ def add_embed(commands: Any) -> None:
         help="folder (searched through), audio file, Hub id of a data set or Parquet shards",
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT.parquet", help="the index to write")
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--split", default="train", help="of a data set (default: train)")
-    parser.add_argument("--window", type=float, metavar="S", help="length of a window in s (default: the model's)")
-    parser.add_argument("--hop", type=float, metavar="S", help="seconds from one to the next (default: the window)")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows embedded at a time (default: 8)")
+    parser.add_argument("--window", type=seconds, metavar="S", help="length of a window in s (default: the model's)")
+    parser.add_argument("--hop", type=seconds, metavar="S", help="seconds from one to the next (default: the window)")
+    add_batch_size(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
 
 
@@ -43,7 +44,7 @@ def add_search(commands: Any) -> None:
     query.add_argument("query", nargs="?", metavar="QUERY", help="what to listen for, in plain words")
     query.add_argument("--audio", metavar="FILE", help="a sound to look for instead")
     parser.add_argument("--index", required=True, metavar="OUT.parquet", help="what `hf-clap embed` wrote")
-    parser.add_argument("--top-k", type=int, default=10, help="how many moments (default: 10)")
+    parser.add_argument("--top-k", type=at_least_one, default=10, help="how many moments (default: 10)")
     exactness = parser.add_mutually_exclusive_group()
     exactness.add_argument(
         "--approximate",
@@ -52,7 +53,7 @@ def add_search(commands: Any) -> None:
         help="through FAISS (default: with more than a million windows)",
     )
     exactness.add_argument("--exact", dest="approximate", action="store_false", help="window by window")
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed")
 
 
@@ -62,7 +63,7 @@ def add_demo(commands: Any) -> None:
         "demo", help="a page to tag and to search in", description="A page to tag and to search in, for a browser."
     )
     parser.set_defaults(run=run_demo)
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--index", metavar="OUT.parquet", help="what `hf-clap embed` wrote, for a search tab")
     parser.add_argument("--sounds", type=Path, metavar="DIR", help="folder of the index' recordings, to play them")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
@@ -115,14 +116,6 @@ def run_demo(options: argparse.Namespace) -> int:
     tagger = _pipeline(options)
     launch_demo(build_demo(tagger, options.index, options.sounds), options.host, options.port, options.share)
     return 0
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=TINY, help="folder or Hub id of a hf_clap checkpoint (default: the bundled one)"
-    )
-    parser.add_argument("--device", help="such as cpu or cuda (default: a GPU if there is one)")
-    parser.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's)")
 
 
 def _pipeline(options: argparse.Namespace, batch_size: int = 8) -> Any:
