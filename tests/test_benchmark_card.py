@@ -111,6 +111,23 @@ def test_the_rest_of_the_card_stays_and_results_are_replaced(folder):
     assert (folder / "README.md").read_text() == first
 
 
+def test_results_of_your_own_task_are_replaced(folder):
+    for value in (0.1, 0.2):
+        own = dataclasses.replace(result(), task="mine", title="My set", value=value)
+        write_card(folder, benchmark_card(folder, [own]))
+    assert [r.metric_value for r in ModelCard.load(folder / "README.md").data.eval_results] == [0.2]
+
+
+@pytest.mark.parametrize("mark", [START, END])
+def test_a_mark_that_is_alone_is_refused(folder, mark):
+    write_card(folder, benchmark_card(folder, [result()]))
+    before = (folder / "README.md").read_text().replace(mark, "")
+    (folder / "README.md").write_text(before)
+    with pytest.raises(ValueError, match=f"README.md must have {START} and {END} once each"):
+        benchmark_card(folder, [PROBE])
+    assert (folder / "README.md").read_text() == before
+
+
 def test_results_of_others_stay(folder):
     before = ModelCard.load(folder / "README.md")
     data = ModelCardData(

@@ -85,6 +85,14 @@ def test_classes_by_wilcoxon(metric):
     assert compared.difference == pytest.approx(0.035)
 
 
+def test_classes_that_are_all_found_or_all_missed():
+    names = ("dog", "rain", "wind", "bell", "siren", "train")
+    [compared] = compare(
+        [result("mAP", values=dict.fromkeys(names, 0.0))], [result("mAP", values=dict.fromkeys(names, 1.0))]
+    )
+    assert compared.test == "Wilcoxon signed-rank"
+
+
 def test_classes_that_gain_and_lose():
     first = {"dog": 0.5, "rain": 0.5, "wind": 0.5, "bell": 0.5, "siren": 0.5}
     second = {"dog": 0.75, "rain": 0.375, "wind": 1.0, "bell": 0.4375, "siren": 0.46875}

@@ -358,6 +358,61 @@ def test_rows_without_audio_are_listed(embedder, tmp_path):
     assert [row["path"] for row in rows(done.output)] == ["1"]
 
 
+def test_odd_rows_are_listed_and_the_others_embedded(embedder, tmp_path):
+    sounds = [
+        {"bytes": None},
+        {"path": "b\0.flac"},
+        1,
+        [1, 2],
+        {"array": [[0.0], [0.0, 0.1]], "sampling_rate": RATE},
+        {"array": [0.0, None], "sampling_rate": RATE},
+        {"array": noise(0.5), "sampling_rate": RATE},
+    ]
+    data = datasets.IterableDataset.from_generator(lambda: ({"audio": sound} for sound in sounds))
+    done = embed_corpus(Corpus(data), tmp_path / "x.parquet", embedder)
+    errors = [json.loads(line)["error"] for line in done.failed_file.read_text().splitlines()]
+    assert errors[0] == errors[2] == "There is no audio in this row; fill it in, or remove the row."
+    assert errors[1] == r"'1/b\x00.flac' cannot be opened (embedded null byte); check the row."
+    assert "The array comes without its rate" in errors[3]
+    assert errors[4].startswith("The array in this row is no waveform (")
+    assert errors[5].startswith("A list is not a waveform; pass a list of floats")
+    assert [row["path"] for row in rows(done.output)] == ["6"]
+
+
+def test_a_column_of_encoded_audio(library, embedder, tmp_path):
+    files = sorted(library.glob("*.wav"))
+    data = datasets.Dataset.from_dict({"audio": [file.read_bytes() for file in files]})
+    done = embed_corpus(Corpus(data), tmp_path / "x.parquet", embedder)
+    assert (done.recordings, done.failed) == (len(files), 0)
+
+
+def test_an_index_of_another_folder_of_the_same_relative_name_is_not_replaced(embedder, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "x.wav", noise(0.5), RATE)
+    monkeypatch.chdir(tmp_path / "a")
+    assert embed_corpus(Corpus("."), tmp_path / "x.parquet", embedder).kept == 0
+    monkeypatch.chdir(tmp_path)
+    assert embed_corpus(Corpus("a"), tmp_path / "x.parquet", embedder).kept == 1
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"was made with source=.*/a, and this is .*/b; choose another name"):
+        embed_corpus(Corpus("."), tmp_path / "x.parquet", embedder)
+
+
+def test_links_are_followed_but_not_around(tmp_path):
+    for name in ("a/one", "a/two", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "b" / "b.wav").touch()
+    (tmp_path / "a" / "one" / "1.wav").touch()
+    (tmp_path / "a" / "file.wav").symlink_to(tmp_path / "b" / "b.wav")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "b")
+    (tmp_path / "a" / "two" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "none")
+    found = [os.path.relpath(path, tmp_path / "a") for path in iter_audio_files(tmp_path / "a")]
+    assert found == ["file.wav", "linked/b.wav", "one/1.wav"]
+
+
 def test_one_file_is_a_corpus(library, embedder, tmp_path):
     corpus = Corpus(library / "b" / "01.wav")
     assert [recording.path for recording in corpus] == ["01.wav"]
@@ -416,6 +471,7 @@ def test_contents_are_those_of_the_files(tmp_path):
     expected = hashlib.sha256(b"abc").hexdigest()
     for source in (tmp_path / "x", {"path": str(tmp_path / "x"), "bytes": None}, {"bytes": b"abc", "path": None}):
         assert audio_sha256(source) == expected
+    assert audio_sha256(b"abc") == expected
     arrays = [np.zeros(3), np.zeros(3, np.float32), np.zeros((1, 3))]
     hashes = {audio_sha256({"array": array, "sampling_rate": rate}) for array in arrays for rate in (8000, 16000)}
     assert len(hashes) == 6

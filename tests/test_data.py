@@ -591,6 +591,46 @@ def test_a_source_of_which_nothing_can_be_used_ends(tmp_path, training):
         next(iter(stream))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_reader_whose_only_shard_is_broken_leaves_the_rest_alone(tmp_path, training):
+    for shard in range(3):
+        write_parquet(tmp_path / f"{shard}.parquet", [row(4 * shard + number) for number in range(4)])
+    write_parquet(tmp_path / "3.parquet", [row(30) | {"audio": BAD_AUDIO["garbage"]}])
+    stream = load_pairs(f"{tmp_path}/*.parquet", extractor(), training=training, max_skipped=0.1)
+    parts = [stream.split(reader, 4) for reader in range(4)]
+    if training:  # in each epoch one of them has it
+        assert all(len(list(islice(iter(part), 40))) == 40 for part in parts)
+    else:
+        assert [len(list(part)) for part in parts] == [4, 4, 4, 0]
+
+
+def test_a_list_of_files(tmp_path):
+    names = [tmp_path / f"{shard}.parquet" for shard in range(2)]
+    for shard, name in enumerate(names):
+        write_parquet(name, [row(4 * shard + number) for number in range(4)])
+    whole = load_pairs(f"{tmp_path}/*.parquet", extractor(), training=False)
+    assert_same_pairs(list(load_pairs(names, extractor(), training=False)), list(whole))
+    with pytest.raises(PairError, match="are not files of one kind; pass files that all end with one of"):
+        load_pairs([names[0], "x.tar"], extractor())
+
+
+def test_a_damaged_archive_is_skipped_and_counted(tmp_path):
+    for name in ("good", "bad"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("a.flac", row(0)["audio"]["bytes"])
+    damaged = bytearray((tmp_path / "bad.zip").read_bytes())
+    damaged[60] ^= 1  # in the member
+    (tmp_path / "bad.zip").write_bytes(damaged)
+    (tmp_path / "none.zip").write_text("no archive")
+    write_parquet(
+        tmp_path / "a.parquet",
+        [row(0) | {"audio": {"path": f"zip://a.flac::{tmp_path}/{name}.zip"}} for name in ("good", "bad", "none")],
+    )
+    stream = load_pairs(tmp_path / "a.parquet", extractor(), training=False, max_skipped=0.1)
+    assert len(list(stream)) == 1
+    assert stream.skipped == {"rows": 3, "audio": 2, "caption": 0}
+
+
 # -- states
 
 

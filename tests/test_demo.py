@@ -89,6 +89,14 @@ def test_what_is_too_long_is_refused(monkeypatch, tmp_path):
     assert demo._read(str(tmp_path / "short.wav"), 16000).shape == (59 * 16000,)
 
 
+def test_labels_that_are_too_many_or_too_long_are_refused():
+    with pytest.raises(ValueError, match=r"^There are more than 100 labels; leave some out.$"):
+        demo._check_labels("x," * 100)
+    with pytest.raises(ValueError, match=r"^A label is longer than 200 characters; shorten it.$"):
+        demo._check_labels("rain, " + 100 * "x " + "x")
+    demo._check_labels(", ".join(["x" * 200] * 100))
+
+
 def test_what_is_too_large_is_refused(address):
     boundary = "x"
     body = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'.encode()

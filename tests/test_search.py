@@ -108,6 +108,28 @@ def test_faiss_of_other_rows_is_made_anew(tiny_tagger, tmp_path):
     assert index.nearest(query[None], 1)[1].item() == 590
 
 
+def test_a_damaged_faiss_index_is_one_sentence(tiny_tagger, tmp_path):
+    output = write_vectors(tmp_path / "x.parquet", tiny_tagger, random_vectors(500))
+    SoundIndex(output, tiny_tagger, approximate=True)
+    [file] = tmp_path.glob("x*.faiss")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(OSError, match=r"\.faiss is damaged; delete it, and the next search makes it again\.$"):
+        SoundIndex(output, tiny_tagger, approximate=True)
+    file.unlink()
+    assert len(SoundIndex(output, tiny_tagger, approximate=True)) == 500
+
+
+def test_a_faiss_index_that_cannot_be_written_is_one_sentence(tiny_tagger, tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    output = write_vectors(tmp_path / "x.parquet", tiny_tagger, random_vectors(500))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    write_index = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda index, _: write_index(index, "/dev/full"))
+    with pytest.raises(OSError, match="cannot be written; make room there, or search without --approximate"):
+        SoundIndex(output, tiny_tagger, approximate=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 def test_beyond_a_million_windows_faiss_is_the_default(vector_index, tiny_tagger, monkeypatch):
     monkeypatch.setattr(search, "EXACT_WINDOWS", 19_999)
     assert SoundIndex(vector_index, tiny_tagger).approximate

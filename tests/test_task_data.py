@@ -153,6 +153,13 @@ RAIN = ["1.wav", "rain"]
         ),
         (SOUNDS, "file_name label", [RAIN, ["", "rain"]], "{metadata}: row 3 names no file; fill in file_name."),
         (SOUNDS, "file_name label", [RAIN, RAIN], "1.wav is there twice among the clips of sounds; name each file"),
+        (SOUNDS, "file_name label", [RAIN, ["./1.wav", "rain"]], "1.wav is there twice among the clips of sounds;"),
+        (
+            CAPTIONS,
+            "file_name caption",
+            [["1.wav", "rain"], ["2.wav", "rain", " then thunder"]],
+            "{metadata}: row 3 has more cells than there are columns; put what has a comma in quotes.",
+        ),
         (SOUNDS, "file_name label", [], "There are no clips of sounds; check {folder}."),
     ],
 )
@@ -161,6 +168,12 @@ def test_metadata_that_cannot_be_used(tmp_path, task, columns, rows, sentence):
     sentence = sentence.format(metadata=folder / "metadata.csv", folder=folder)
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         load_task(task, [folder])
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path):
+    (tmp_path / "metadata.csv").write_text('file_name,caption\n1.wav,"rain\n2.wav,wind\n')
+    with pytest.raises(ValueError, match=r"cannot be read as CSV in UTF-8 \(unexpected end of data\); write it again"):
+        load_task(CAPTIONS, [tmp_path])
 
 
 def test_metadata_that_are_not_utf_8(tmp_path):

@@ -95,10 +95,11 @@ def audio_sha256(source: Any) -> str:
     SHA-256 of a clip as it is stored, in hexadecimal: nothing is decoded.
 
     Args:
-        source: the path of a file; `datasets` audio that is not decoded, `{"bytes", "path"}`; or an array with its
-            rate, `{"array", "sampling_rate"}`.
+        source: the path of a file, or its bytes; `datasets` audio that is not decoded, `{"bytes", "path"}`; or an
+            array, alone or with its rate as `{"array", "sampling_rate"}`.
 
     Raises:
+        AudioError: for anything else.
         OSError: if the file cannot be read.
 
     Example:
@@ -111,15 +112,25 @@ def audio_sha256(source: Any) -> str:
 
     ```
     """
-    if isinstance(source, Mapping) and source.get("array") is not None:
-        samples = np.ascontiguousarray(source["array"])
-        digest = hashlib.sha256(f"{samples.dtype} {samples.shape} {source.get('sampling_rate')} ".encode())
+    rate = None
+    if isinstance(source, Mapping):
+        rate = source.get("sampling_rate")
+        given = [source[key] for key in ("array", "bytes", "path") if source.get(key) is not None]
+        source = given[0] if given else None
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return sha_fileobj(file).hex()
+    if not isinstance(source, (np.ndarray, list, tuple)):
+        raise AudioError("There is no audio in this row; fill it in, or remove the row.")
+    try:
+        samples = np.ascontiguousarray(source)
+        digest = hashlib.sha256(f"{samples.dtype} {samples.shape} {rate} ".encode())
         digest.update(samples.data)
-        return digest.hexdigest()
-    if isinstance(source, Mapping) and source.get("bytes") is not None:
-        return hashlib.sha256(source["bytes"]).hexdigest()
-    with open(source["path"] if isinstance(source, Mapping) else source, "rb") as file:
-        return sha_fileobj(file).hex()
+    except ValueError as error:  # rows of different lengths, or things that are no numbers
+        raise AudioError(f"The array in this row is no waveform ({error}); write it again.") from error
+    return digest.hexdigest()
 
 
 def _mono(name: str, blocks: Blocks) -> Blocks:

@@ -54,7 +54,7 @@ def benchmark_card(folder: str | PathLike[str], results: Sequence[TaskResult]) -
         ModelCard: text and metadata, with a model-index; `write_card` puts it into the folder.
 
     Raises:
-        ValueError: if there are no results.
+        ValueError: if there are no results, or the card has one of the marks without the other.
         OSError: if the folder holds no checkpoint.
     """
     folder = Path(folder)
@@ -68,13 +68,17 @@ def benchmark_card(folder: str | PathLike[str], results: Sequence[TaskResult]) -
         model = AutoModel.from_pretrained(folder)
         card = training_card(folder.resolve().name, model, AutoFeatureExtractor.from_pretrained(folder))
     part = "\n".join([START, *results_table(results), *_notes(results), END])
-    if START in card.text:
-        card.text = re.sub(f"{START}.*?{END}", lambda _: part, card.text, flags=re.DOTALL)
+    if START in card.text or END in card.text:
+        card.text, replaced = re.subn(f"{START}.*?{END}", lambda _: part, card.text, flags=re.DOTALL)
+        if replaced != 1:
+            raise ValueError(
+                f"{folder / 'README.md'} must have {START} and {END} once each, around the results; put them there, "
+                "or remove both."
+            )
     else:
         card.text = f"{card.text.rstrip()}\n\n## Benchmark\n\n{part}\n"
     title = re.search(r"^# (.+)$", card.text, flags=re.MULTILINE)
-    of_benchmark = {task.title for task in TASKS.values()}
-    others = [result for result in card.data.eval_results or [] if result.dataset_name not in of_benchmark]
+    others = [result for result in card.data.eval_results or [] if not _is_of_eval(result)]
     card.data.model_name = card.data.model_name or (title.group(1) if title else folder.resolve().name)
     card.data.eval_results = others + [_as_eval_result(result) for result in results]
     return card
@@ -197,6 +201,14 @@ def _training(result: TaskResult) -> str:
         return ""
     return f"{result.setting}, " + ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in result.training.items()
+    )
+
+
+def _is_of_eval(result: EvalResult) -> bool:
+    """Whether it is of a benchmark's table, the benchmark's own or one of your own tasks."""
+    titles = {task.title for task in TASKS.values()}
+    return result.dataset_name in titles or (result.metric_name or "").endswith(
+        tuple(f" ({setting})" for setting in TASK_TYPES)
     )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from .task_result import TaskResult
 
 ALPHA = 0.05  # below which a difference is called significant
+OF_CLASSES = {"mAP": "average_precision", "macro F1": "f1"}  # metrics that are means of values of classes
 
 
 class Comparison(NamedTuple):
@@ -88,7 +89,7 @@ def _compare(first: TaskResult, second: TaskResult) -> Comparison:
     changed = [difference for difference in differences if difference]
     if not changed:
         test, p_value = "none needed", 1.0
-    elif set(differences) <= {-1.0, 0.0, 1.0}:  # outcomes
+    elif first.metric not in OF_CLASSES:  # outcomes
         better = sum(difference > 0 for difference in changed)
         test, p_value = "McNemar, exact", binomtest(better, len(changed)).pvalue
     else:
@@ -102,5 +103,5 @@ def _units(result: TaskResult) -> Mapping[str, float]:
         return {item["file"]: float(item["label"] == item["predicted"]) for item in result.items}
     if result.metric.startswith("text_to_audio"):
         return {item["query"]: float(item["hit"]) for item in result.items}
-    name = {"mAP": "average_precision", "macro F1": "f1"}[result.metric]
+    name = OF_CLASSES[result.metric]
     return {label: row[name] for label, row in result.per_class.items()}

@@ -6,6 +6,8 @@ each recording. One process does one after the other; the three may also run on 
 `examples/embed_ray.py` has them.
 """
 
+import glob
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -147,7 +149,6 @@ def window_reader(embedder: Embedder, window_s: float | None = None, hop_s: floa
 def index_info(corpus: Corpus, embedder: Embedder, reader: WindowReader) -> IndexInfo:
     """What the index of a corpus says that it was made from."""
     rate = reader.extractor.sampling_rate
-    named = isinstance(corpus.source, (str, PathLike))
     return IndexInfo(
         model=embedder.name,
         revision=embedder.revision,
@@ -155,8 +156,16 @@ def index_info(corpus: Corpus, embedder: Embedder, reader: WindowReader) -> Inde
         dim=embedder.model.config.projection_dim,
         window_s=reader.window / rate,
         hop_s=reader.hop / rate,
-        source=Path(corpus.source).as_posix() if named else type(corpus.source).__name__,
+        source=_source_of(corpus),
     )
+
+
+def _source_of(corpus: Corpus) -> str:
+    """What an index calls its corpus: the same folder from wherever it is named, and another one from nowhere."""
+    if not isinstance(corpus.source, (str, PathLike)):
+        return type(corpus.source).__name__
+    name = os.fspath(corpus.source)
+    return Path(os.path.abspath(name) if glob.glob(name) else name).as_posix()
 
 
 def groups_of(corpus: Iterable[Recording], batch_size: int) -> Iterator[list[Recording]]:
@@ -185,7 +194,7 @@ def read_recordings(
         try:
             recording.path.encode()
             contents.append(audio_sha256(fetch_audio(recording.audio)))
-        except (AudioError, OSError, TypeError, UnicodeEncodeError) as error:
+        except (OSError, ValueError) as error:
             contents.append(None)
             broken.append(BrokenClip(number, _why(recording, error)))
     yield contents
@@ -266,8 +275,8 @@ def _why(recording: Recording, error: Exception) -> Exception:
     """A sentence for what could not even be opened."""
     if isinstance(error, UnicodeEncodeError):
         return AudioError(f"The name {recording.path!r} is not text; rename the file.")
-    if isinstance(error, TypeError):
-        return AudioError("There is no audio in this row; fill it in, or remove the row.")
     if isinstance(error, OSError):
         return AudioError(f"{recording.path} cannot be opened ({error.strerror}); check the file.")
+    if not isinstance(error, AudioError):  # such as for a name with a zero in it
+        return AudioError(f"{recording.path!r} cannot be opened ({error}); check the row.")
     return error

@@ -57,7 +57,7 @@ def load_pairs(
 
     Args:
         source: a Hub id; a folder or a file of Parquet, WebDataset tars, JSON lines or CSV, or of audio with a
-            `metadata.csv`; a glob or URL of such files; or a data set of `datasets`.
+            `metadata.csv`; a glob, a list or a URL of such files; or a data set of `datasets`.
         feature_extractor: gives the rate in Hz of the waveforms, and the length in seconds that is cropped.
         split: of the source, where it has several.
         audio: column of audio; the one of that type when absent. A column inside another is written `json.wave`.
@@ -256,6 +256,7 @@ class _SourcePairs(PairStream):
         epoch, taken, index = state["epoch"], state["taken"], state["index"]
         place, skipped = (state["shard"], state["row"]), dict(state["skipped"])
         held, after = None, state  # a pair waits for the next one, so that the last one's state counts all rows
+        vain = 0  # epochs, one after the other, whose rows could not be used
         while True:
             whole, first_index, pairs = (*place, taken) == (0, 0, 0), index, 0
             for start, block in self._blocks(reader, readers, epoch, place):
@@ -273,7 +274,9 @@ class _SourcePairs(PairStream):
                         held, pairs = (pair, after), pairs + 1
                 block.clear()  # before the next one is filled
                 taken = 0
-            if whole and index > first_index and not pairs:
+            vain = vain + 1 if whole and index > first_index and not pairs else 0
+            # a single reader has seen all rows; one of several had a part of them, in training another in each epoch
+            if vain >= (1 if readers == 1 else self.rows.num_shards) and (self.training or readers == 1):
                 raise PairError(f"{_share(skipped)}, and not one can be used; mend the data.")
             if not self.training or (whole and index == first_index and not self._has_rows(reader, readers)):
                 if held is not None:
@@ -408,12 +411,19 @@ def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
             raise PairError(f"There is no split {split}; pass split=… with one of {', '.join(map(str, source))}.")
         source = source[split]
     elif not isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
-        name = str(source)
-        ending = next((builder for suffix, builder in BUILDERS.items() if name.lower().endswith(suffix)), None)
-        if ending is None:
-            source = datasets.load_dataset(name, split=split, streaming=streaming)
-        else:  # single files are of no split, and so all of them are "train"
-            source = datasets.load_dataset(ending, data_files=name, split="train", streaming=streaming)
+        names = [str(name) for name in source] if isinstance(source, (list, tuple)) else [str(source)]
+        endings = {
+            next((builder for suffix, builder in BUILDERS.items() if name.lower().endswith(suffix)), None)
+            for name in names
+        }
+        if endings == {None} and len(names) == 1:
+            source = datasets.load_dataset(names[0], split=split, streaming=streaming)
+        elif len(endings) == 1 and None not in endings:  # single files are of no split, and so all of them are "train"
+            source = datasets.load_dataset(*endings, data_files=names, split="train", streaming=streaming)
+        else:
+            raise PairError(
+                f"{source!r} are not files of one kind; pass files that all end with one of {', '.join(BUILDERS)}."
+            )
     if isinstance(source, datasets.Dataset):
         if not len(source):
             raise PairError("The data set has no rows.")

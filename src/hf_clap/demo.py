@@ -19,6 +19,7 @@ except ImportError as error:
 MAX_UPLOAD = "20mb"
 MAX_LENGTH_S = 600
 MAX_LABELS = 100
+MAX_LABEL_LENGTH = 200
 MAX_MOMENTS = 50
 KEPT_S = 3600  # that uploads stay on the server
 LABELS = "bird singing, church bell, ticking clock, rain, siren, helicopter, dial tone, dog barking, speech, music"
@@ -84,8 +85,7 @@ def _tag_tab(tagger: HfClapPipeline) -> None:
             )
         try:
             waveform = _read(path, tagger.sampling_rate)
-            if labels.count(",") >= MAX_LABELS:
-                raise ValueError(f"There are more than {MAX_LABELS} labels; leave some out.")
+            _check_labels(labels)
             settings = {"multi_label": multi_label, "sampling_rate": tagger.sampling_rate}
             predictions = tagger(waveform, labels, **settings)
             over_time = tagger(waveform, labels, return_timestamps=True, **settings)
@@ -95,6 +95,15 @@ def _tag_tab(tagger: HfClapPipeline) -> None:
         return {prediction["label"]: prediction["score"] for prediction in predictions}, figure
 
     gr.on([button.click, labels.submit], tag, [audio, labels, multi_label], [scores, timeline])
+
+
+def _check_labels(labels: str) -> None:
+    """That a picture of them is drawn in no time."""
+    names = [name.strip() for name in labels.split(",")]
+    if len(names) > MAX_LABELS:
+        raise ValueError(f"There are more than {MAX_LABELS} labels; leave some out.")
+    if max(map(len, names)) > MAX_LABEL_LENGTH:
+        raise ValueError(f"A label is longer than {MAX_LABEL_LENGTH} characters; shorten it.")
 
 
 def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None:

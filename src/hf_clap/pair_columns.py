@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +18,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 LABEL_COLUMNS = ("label", "labels")
 # A longer clip is read twice, for its length and up to the place that is drawn, so that it is never whole in memory.
 LONG_CLIP_S = 120.0
+# What archives that are damaged, cut or encrypted raise beside OSError and ValueError.
+OF_ARCHIVES = (EOFError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
 class Pair(NamedTuple):
@@ -163,7 +169,7 @@ def fetch_audio(source: Any) -> Any:
     try:
         with fsspec.open(path, "rb") as file:
             return {"bytes": file.read(), "path": path}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *OF_ARCHIVES) as error:
         name = path.split("::")[0].rpartition("/")[2]  # the rest may hold a password
         raise AudioError(f"{name} cannot be read where it lies ({type(error).__name__}).") from error
 

@@ -196,11 +196,18 @@ def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
         try:
             faiss.write_index(built, str(temporary))
             os.replace(temporary, place)
+        except RuntimeError as error:  # FAISS has no other
+            raise OSError(
+                f"{place} cannot be written; make room there, or search without --approximate (approximate=False)."
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         for old in set(index.parent.glob(f"{glob.escape(index.stem)}.????????????.faiss")) - {place}:
             old.unlink()  # of rows that the index had before
-    mapped: Any = faiss.read_index(str(place), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    try:
+        mapped: Any = faiss.read_index(str(place), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    except RuntimeError as error:
+        raise OSError(f"{place} is damaged; delete it, and the next search makes it again.") from error
     mapped.nprobe = LISTS_READ
     return mapped
 

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -84,9 +85,10 @@ def load_task(task: Task, folders: Sequence[str | PathLike[str]] = ()) -> TaskDa
         raise ValueError(f"There are no clips of {task.name}; check {' and '.join(map(str, folders)) or 'the task'}.")
     names = set()
     for clip in clips:
-        if clip.name in names:
-            raise ValueError(f"{clip.name} is there twice among the clips of {task.name}; name each file once.")
-        names.add(clip.name)
+        name = os.path.normpath(clip.name)
+        if name in names:
+            raise ValueError(f"{name} is there twice among the clips of {task.name}; name each file once.")
+        names.add(name)
     if folders:
         return TaskData(tuple(clips), "folder")
     assert task.hub is not None
@@ -105,7 +107,7 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
         metadata = folder / "metadata.csv"
         try:
             with metadata.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
+                reader = csv.DictReader(file, strict=True)
                 rows = list(reader)
                 columns = reader.fieldnames or []
         except FileNotFoundError as error:
@@ -127,6 +129,8 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
             if not row["file_name"]:
                 raise ValueError(f"{metadata}: row {line} names no file; fill in file_name.")
             place = f"{metadata}: row {line}"
+            if any(row.pop(None, [])):
+                raise ValueError(f"{place} has more cells than there are columns; put what has a comma in quotes.")
             name = row["file_name"] if len(folders) == 1 else f"{folder.name}/{row['file_name']}"
             yield _clip(
                 task,
