@@ -28,9 +28,10 @@ import hf_clap
 from hf_clap.hub import push_to_hub
 from hf_clap.model_card import training_card, write_card
 from hf_clap.plot import plot_training
-from hf_clap.training_checkpoint import last_checkpoint
+from hf_clap.training_checkpoint import keep_settings, last_checkpoint
 
-LOCAL = ("model", "source", "output", "push_to_hub", "report_to", "workers")  # arguments that are not of the model
+FREE = ("output", "push_to_hub", "report_to", "workers")  # arguments that have no part in the result
+LOCAL = ("model", "source", *FREE)  # and those that a card does not show
 
 
 def main() -> None:
@@ -81,10 +82,14 @@ def main() -> None:
         train_dataset=train_pairs,
         eval_dataset=test_pairs,
     )
+    keep_settings(
+        arguments.output,
+        {name: value for name, value in vars(arguments).items() if name not in FREE},
+        trainer.is_world_process_zero(),
+    )
     last = last_checkpoint(arguments.output)
     before = json.loads((arguments.output / "before.json").read_text()) if last else trainer.evaluate()
     if last is None and trainer.is_world_process_zero():
-        arguments.output.mkdir(parents=True, exist_ok=True)
         write_json(arguments.output / "before.json", before)
     if last and last.name == f"checkpoint-{arguments.steps}":  # stopped after its last step
         trainer._load_from_checkpoint(str(last))
@@ -123,11 +128,21 @@ def main() -> None:
 
 
 def belongs(row: dict[str, Any], column: str | None, every: int, held_out: bool) -> bool:
-    """Whether a row is on one side of the split: by a hash, so that it is on the same side in every epoch and run."""
+    """
+    Whether a row is on one side of the split: by a hash, so that it is on the same side in every epoch and run, and
+    wherever the data lie.
+    """
     if column and column not in row:
         raise ValueError(f"The pairs have no column {column!r} but {', '.join(row)}; choose one of them.")
-    key = row[column] if column else row
+    key = row[column] if column else {name: without_folder(value) for name, value in row.items()}
     return (zlib.crc32(str(key).encode()) % every == 0) == held_out
+
+
+def without_folder(value: Any) -> Any:
+    """Audio that is a file, by its name alone."""
+    if isinstance(value, dict) and value.get("path") and value.get("bytes") is None:
+        return Path(value["path"].split("::")[0]).name  # zip://rain.wav::/data/sounds.zip
+    return value
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -154,7 +169,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report-to", default="none", help="tensorboard, wandb, …")
     parser.add_argument("--push-to-hub", metavar="USER/NAME")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.held_out_every < 2 or arguments.steps < 1:
+        parser.error("--held-out-every must be at least 2, and --steps at least 1")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
 
     # 1. Clips, classes and folds
-    with (options.folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
+    with (options.folder / "metadata.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     label2id = {label: index for index, label in enumerate(sorted({row["label"] for row in rows}))}
     seen: Counter[str] = Counter()
@@ -51,13 +51,20 @@ def main() -> None:
         row.setdefault("fold", str(seen[row["label"]] % 5 + 1))
         seen[row["label"]] += 1
     known = sorted({row["fold"] for row in rows})
-    folds = known if options.folds == "all" else options.folds.split(",")
+    folds = known if options.folds == "all" else [name.strip() for name in dict.fromkeys(options.folds.split(","))]
     if not set(folds) <= set(known):
         parser.error(f"--folds {options.folds} is not possible; choose of {','.join(known)}")
 
     extractor = hf_clap.HfClapFeatureExtractor.from_pretrained(options.model)
     versions = {module.__name__: module.__version__ for module in (hf_clap, torch, transformers)}
-    results: dict[str, Any] = {"settings": vars(options), "versions": versions, "accuracy": {}}
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("output", "folds")}
+    results: dict[str, Any] = {"settings": settings, "versions": versions, "accuracy": {}}
+    file = options.output / "results.json"
+    if file.is_file():  # of other folds, or of these before
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before["settings"] != settings:
+            parser.error(f"{file} has results of other settings, {before['settings']}; choose another --output")
+        results["accuracy"] = before["accuracy"]
     for fold in folds:
         # 2. The model: the tower of the checkpoint, and a new classifier
         set_seed(options.seed)
@@ -105,11 +112,11 @@ def main() -> None:
         if trainer.is_world_process_zero():
             plot_training(options.output / f"fold-{fold}" / "loss.png", trainer.state.log_history)
             print(f"fold {fold}: accuracy {results['accuracy'][fold]:.4f} of {len(trainer.eval_dataset)} clips")
-            unfinished = options.output / "results.json.tmp"
-            unfinished.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
-            unfinished.replace(options.output / "results.json")
+            unfinished = file.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(file)
     if trainer.is_world_process_zero():
-        print(f"mean accuracy of {len(folds)} folds: {results['mean']:.4f}")
+        print(f"mean accuracy of {len(results['accuracy'])} folds: {results['mean']:.4f}")
 
 
 def collate(

@@ -40,7 +40,7 @@ from hf_clap.optimization import (
     vectors_to_scalars,
 )
 from hf_clap.plot import plot_training
-from hf_clap.training_checkpoint import last_checkpoint, new_checkpoint
+from hf_clap.training_checkpoint import keep_settings, last_checkpoint, new_checkpoint
 
 
 def main() -> None:
@@ -56,6 +56,12 @@ def main() -> None:
     )
     accelerator.init_trackers("pretrain", config={name: str(value) for name, value in vars(arguments).items()})
     set_seed(arguments.seed, device_specific=True)
+    keep_settings(
+        arguments.output,
+        {name: value for name, value in vars(arguments).items() if name not in FREE},
+        accelerator.is_main_process,
+    )
+    clips = read_labelled(arguments.zero_shot) if arguments.zero_shot else []
 
     # 2. The model, and what prepares its inputs.
     model = hf_clap.HfClapModel.from_pretrained(arguments.model, dtype=torch.float32)
@@ -137,7 +143,7 @@ def main() -> None:
         entry["pairs_per_s"] = round(pairs_in_step / (time.perf_counter() - began), 2)
         entry |= {f"skipped_{reason}": loader.skipped[reason] for reason in ("audio", "caption")}
         if arguments.zero_shot and ((step + 1) % arguments.evaluate_every == 0 or step + 1 == arguments.steps):
-            entry["zero_shot_accuracy"] = zero_shot(accelerator, core, processor, arguments.zero_shot)
+            entry["zero_shot_accuracy"] = zero_shot(accelerator, core, processor, clips)
         log.add(entry)
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step + 1)
         progress.set_postfix(loss=f"{entry['loss']:.3f}", pairs_per_s=entry["pairs_per_s"])
@@ -151,14 +157,25 @@ def main() -> None:
     accelerator.end_training()
 
 
-def zero_shot(accelerator: Accelerator, model: Any, processor: Any, folder: Path) -> float:
-    """Accuracy on a labelled folder, in the main process; it draws nothing, so that the run is the same without."""
+def read_labelled(folder: Path) -> list[tuple[str, str]]:
+    """File and label of each clip of a folder, before the training, so that a wrong name costs nothing."""
+    try:
+        with (folder / "metadata.csv").open(encoding="utf-8-sig", newline="") as file:
+            clips = [(str(folder / row["file_name"]), row["label"].replace("_", " ")) for row in csv.DictReader(file)]
+    except (OSError, KeyError) as error:
+        raise SystemExit(f"--zero-shot {folder} needs a metadata.csv with file_name and label ({error}).") from error
+    if not clips:
+        raise SystemExit(f"--zero-shot {folder} has no clips; fill its metadata.csv.")
+    if missing := [file for file, _ in clips if not Path(file).is_file()]:
+        raise SystemExit(f"--zero-shot {folder} lacks {len(missing)} of its files, such as {missing[0]}.")
+    return clips
+
+
+def zero_shot(accelerator: Accelerator, model: Any, processor: Any, clips: list[tuple[str, str]]) -> float:
+    """Accuracy on labelled clips, in the main process; it draws nothing, so that the run is the same without."""
     share = 0.0
     if accelerator.is_main_process:
-        with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        labels = [row["label"].replace("_", " ") for row in rows]
-        files = (str(folder / row["file_name"]) for row in rows)
+        files, labels = zip(*clips, strict=True)
         results = hf_clap.HfClapPipeline(model, processor).iterate(files, sorted(set(labels)), top_k=1)
         hits = [result[0]["label"] == label for result, label in zip(results, labels, strict=True)]
         share = sum(hits) / len(hits)
@@ -235,8 +252,9 @@ def split_weight(source: str) -> tuple[str, float]:
         return source, 1.0
 
 
-# Arguments that say nothing about the model, and folders of this machine.
-LOCAL = ("source", "model", "output", "zero_shot", "push_to_hub", "tracker", "workers", "keep")
+# Arguments that have no part in the result, and others that say nothing about the model: folders of this machine.
+FREE = ("output", "push_to_hub", "tracker", "workers", "keep")
+LOCAL = ("source", "model", "zero_shot", *FREE)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,5 +1,7 @@
 """Peers' checkpoints -> hf_clap and back: golden numbers of msclap, parity with transformers, and what is refused."""
 
+import argparse
+import json
 import os
 import pickle
 import re
@@ -357,6 +359,50 @@ def test_a_folder_of_something_else_is_refused(clap, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_are_one_checkpoint(clap, tmp_path):
+    peer, theirs, folder = clap
+    shutil.copytree(theirs, tmp_path / "theirs", ignore=shutil.ignore_patterns("*.safetensors"))
+    peer.save_pretrained(tmp_path / "theirs", max_shard_size="200KB")
+    shards = sorted((tmp_path / "theirs").glob("*.safetensors"))
+    assert len(shards) > 1
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "ours", "transformers")
+    whole, of_shards = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "ours"))
+    assert whole.keys() == of_shards.keys()
+    assert all(torch.equal(whole[name], of_shards[name]) for name in whole)
+    shards[0].unlink()
+    with pytest.raises(OSError, match=shards[0].name):
+        convert_checkpoint(tmp_path / "theirs", tmp_path / "again", "transformers")
+
+
+@pytest.mark.parametrize("clap", ["unfused"], indirect=True)
+@pytest.mark.parametrize(
+    ("side", "setting", "needs"),
+    [
+        ("audio_config", {"layer_norm_eps": 1e-2}, "an HTS-AT whose layer norms have an epsilon of 1e-5"),
+        ("text_config", {"is_decoder": True}, "a RoBERTa that is no decoder"),
+    ],
+)
+def test_settings_that_transformers_would_lose_are_refused(clap, tmp_path, side, setting, needs):
+    _, _, folder = clap
+    shutil.copytree(folder, tmp_path / "ours")
+    config = json.loads((folder / "config.json").read_text())
+    config[side] |= setting
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"transformers' CLAP needs {needs}, which this checkpoint does not have"):
+        convert_back(tmp_path / "ours", tmp_path / "out", "transformers")
+
+
+@pytest.mark.parametrize("clap", ["unfused"], indirect=True)
+def test_a_logit_scale_beyond_the_bound_is_the_bound_there(clap, tmp_path):
+    _, _, folder = clap
+    model, processor = from_disk(folder)
+    model.logit_scale.data.fill_(6.0)
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    convert_back(tmp_path / "ours", tmp_path / "theirs", "transformers")
+    assert ClapModel.from_pretrained(tmp_path / "theirs").logit_scale_a.exp().item() == pytest.approx(100)
+
+
 def test_transformers_there_and_back_is_identical(clap, tmp_path):
     peer, theirs, folder = clap
     assert main(["convert", str(folder), str(tmp_path / "back"), "--to", "transformers"]) == 0
@@ -404,7 +450,7 @@ def test_msclap_2022_there_and_back_is_identical(small, tmp_path):
 def test_no_way_back_for_what_a_peer_cannot_express(tmp_path):
     with pytest.raises(ValueError, match="msclap 2022 needs a Cnn14,"):
         convert_back(hf_clap.TINY, tmp_path / "tiny.pth", "msclap-2022")
-    with pytest.raises(ValueError, match="transformers' CLAP needs an HTS-AT, a RoBERTa"):
+    with pytest.raises(ValueError, match=r"transformers' CLAP needs an HTS-AT whose .* of 1e-5, a RoBERTa that is no"):
         convert_back(hf_clap.TINY, tmp_path / "tiny", "transformers")
     halves = tmp_path.parent / f"{tmp_path.name}-half"
     hf_clap.HfClapAudioModelWithProjection.from_pretrained(hf_clap.TINY).save_pretrained(halves)
@@ -615,6 +661,7 @@ def renamed(old, new):
         ),
         (changed("{audio}bn0.running_mean", lambda t: t / 0), "1 weights hold no usable numbers: audio_encoder"),
         (changed("logit_scale", lambda t: t.long()), "1 weights hold no usable numbers: logit_scale"),
+        (changed("logit_scale", lambda t: t * 0 + 5), "logit_scale is 5.0000, beyond ln 100, where hf_clap's logits"),
         (lambda state, _: state | {"caption_encoder.logmel_extractor.melW": torch.ones(2)}, "1 weights are unknown"),
         (lambda state, _: state | {1: torch.ones(2)}, "holds something else than weights"),
         (lambda state, _: state | {"spare": torch.ones(2).to_sparse()}, "holds something else than weights"),
@@ -636,6 +683,25 @@ def test_what_does_not_fit_is_an_error_and_leaves_nothing(small, tmp_path, capsy
     assert re.search(message, output.err), output.err
     assert output.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
+@pytest.mark.parametrize("small", ["2022"], indirect=True)
+def test_a_cnn_whose_pooling_nobody_knows_is_refused(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    state = torch.load(source, weights_only=True)["model"]
+    kept = {name: tensor for name, tensor in state.items() if ".conv_block6." not in name}
+    torch.save({"model": kept}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="A CNN of 5 blocks is none that msclap knows, and no weight shows how they"):
+        convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, tokenizer)
+
+
+@pytest.mark.parametrize("small", ["2022"], indirect=True)
+def test_what_lies_beside_the_weights_is_named(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    state = torch.load(source, weights_only=True)["model"]
+    torch.save({"model": state, "args": argparse.Namespace(lr=1)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"holds argparse\.Namespace besides weights, .* save its weights alone"):
+        convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -688,9 +754,9 @@ def broken_files(state, folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("trojan.pth", "holds code besides weights"),
-        ("old trojan.pth", "holds code besides weights"),
-        ("bare trojan.pth", "holds code besides weights"),
+        ("trojan.pth", "besides weights, which may run code, and was not read"),
+        ("old trojan.pth", "besides weights, which may run code, and was not read"),
+        ("bare trojan.pth", "besides weights, which may run code, and was not read"),
         ("cut.pth", "is damaged, cut short or no checkpoint"),
         ("cut late.pth", "is damaged, cut short or no checkpoint"),
         ("empty.pth", "is damaged, cut short or no checkpoint"),
@@ -857,14 +923,15 @@ def test_a_stored_mask_counts_and_an_empty_one_does_not(small, tmp_path):
     assert (block.shift_mask - state[name]).abs().max() < 1  # the same, but for what the golden file adds
 
 
-def test_half_precision_stays(small, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays(small, tmp_path, dtype):
     _, kind, source, tokenizer, _ = small
     state = torch.load(source, weights_only=True)["model"]
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    torch.save({"model": half}, tmp_path / "w.pth")
+    half = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    torch.save({"model_state_dict": half}, tmp_path / "w.pth")
     convert_checkpoint(tmp_path / "w.pth", tmp_path / "out", kind, tokenizer)
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    assert {tensor.dtype for name, tensor in stored.items() if "num_batches" not in name} == {torch.float16}
+    assert {tensor.dtype for name, tensor in stored.items() if "num_batches" not in name} == {dtype}
     assert torch.equal(stored["logit_scale"], half["logit_scale"])
 
 

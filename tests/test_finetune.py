@@ -1,5 +1,6 @@
 """examples/finetune.py: what it writes, and that a seed gives the same run twice."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,6 +25,21 @@ def run(source, model, output):
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     return json.loads((output / "results.json").read_text()), finished.stdout
+
+
+def test_the_split_is_the_same_wherever_the_data_lie():
+    specification = importlib.util.spec_from_file_location("finetune", EXAMPLES / "finetune.py")
+    finetune = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(finetune)
+    held_out = []
+    for folder in ("/a", "/b/c"):
+        paths = [f"{folder}/{number}.wav" for number in range(50)]
+        paths += [f"zip://{number}.wav::{folder}/x.zip" for number in range(50)]
+        rows = [{"audio": {"path": path, "bytes": None}, "caption": "rain"} for path in paths]
+        held_out.append([finetune.belongs(row, None, 5, True) for row in rows])
+    assert held_out[0] == held_out[1]
+    assert held_out[0][:50] == held_out[0][50:]  # by name
+    assert 3 <= sum(held_out[0][:50]) <= 20
 
 
 def test_a_seed_gives_the_same_run_twice(pair_shards, small_checkpoint, tmp_path):

@@ -387,6 +387,16 @@ def test_damaged_or_missing_weights_are_not_sent(sharded):
     assert first.is_file()
 
 
+def test_a_text_model_needs_no_feature_extractor(processor, tmp_path):
+    config = hf_clap.HfClapConfig(text_config=dict(SMALL_TEXT), audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]))
+    hf_clap.HfClapTextModelWithProjection(config).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks tokenizer_config\.json, tokenizer\.json; save"):
+        hf_clap.push_to_hub(tmp_path, "user/text")
+    processor.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="offline mode"):
+        hf_clap.push_to_hub(tmp_path, "user/text")
+
+
 def test_a_classifier_needs_no_tokenizer(processor, tmp_path):
     config = hf_clap.HfClapConfig(
         text_config=dict(SMALL_TEXT), audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]), num_labels=3

@@ -195,6 +195,28 @@ def test_transformers_ways_of_calling_work(model, features):
     assert torch.equal(loss, model(**batch).loss)
 
 
+def test_lengths_are_those_of_the_caption(model, features):
+    """Not of the caption and what the decoder hears before it."""
+    expected = greedy_by_hand(model, features, 4)
+    assert torch.equal(model.generate(features, max_length=4, eos_token_id=None), expected)
+    assert torch.equal(model.generate(features, GenerationConfig(max_length=4), eos_token_id=None), expected)
+    first = expected[0, :1].item()  # a caption may end at once
+    ended = model.generate(features[:1], max_length=4, eos_token_id=first)
+    longer = model.generate(features[:1], max_length=4, min_length=3, eos_token_id=first)
+    assert (ended.shape, longer.shape) == ((1, 1), (1, 4))
+
+
+def test_captions_beyond_the_decoders_positions_are_refused(model, features):
+    assert model.generate(features[:1], max_new_tokens=59, min_new_tokens=59).shape == (1, 59)
+    sentence = (
+        "A caption of 60 tokens does not fit the 64 positions of the decoder, of which the audio takes 5; shorten"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        model.generate(features[:1], max_new_tokens=60)
+    with pytest.raises(ValueError, match=sentence):
+        model(features[:1], torch.zeros(1, 60, dtype=torch.long))
+
+
 def test_the_vocabulary_can_grow(model):
     larger = copy.deepcopy(model)
     larger.resize_token_embeddings(53)

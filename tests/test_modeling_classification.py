@@ -320,6 +320,18 @@ def train(model, rows, folder, collate=collate, **options):
     )
 
 
+def test_trainer_collates_what_the_extractor_gives(tmp_path, patch_cnn_config):
+    """Without a collator of one's own: Trainer makes one of `processing_class`."""
+    extractor = HfClapFeatureExtractor.from_pretrained(TINY)
+    rows = []
+    for number in range(8):
+        of_clip = extractor(noise(1.0, 16000, number), sampling_rate=16000, crop="center")
+        rows.append({name: value[0] for name, value in of_clip.items()} | {"label": number % 4})
+    trainer = train(small_classifier(patch_cnn_config), rows, tmp_path, collate=None, max_steps=1)
+    trainer = Trainer(trainer.model, trainer.args, train_dataset=rows, processing_class=extractor)
+    assert trainer.train().training_loss > 0
+
+
 def test_trainer_learns_evaluates_and_saves(tmp_path, patch_cnn_config, clips):
     model = small_classifier(patch_cnn_config, num_labels=2)
     trainer = train(model, clips, tmp_path / "run", num_train_epochs=6)

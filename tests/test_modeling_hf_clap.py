@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from conftest import SMALL_AUDIO, SMALL_TEXT, noise, tone
 from hf_clap import (
@@ -256,6 +256,24 @@ def test_of_an_encoder_decoder_only_the_encoder_is_built(tmp_path, small_inputs)
     model.save_pretrained(tmp_path)
     with torch.inference_mode():
         assert_same_outputs(HfClapModel.from_pretrained(tmp_path)(**small_inputs), model(**small_inputs))
+
+
+@pytest.mark.parametrize("model_type", ["bart", "clip", "siglip_text_model"])
+def test_texts_that_no_encoder_takes_alone_are_refused(model_type):
+    text_config = AutoConfig.for_model(model_type)
+    config = HfClapConfig(text_config=text_config, audio_config=dict(SMALL_AUDIO["hf_clap_patch_cnn"]))
+    with pytest.raises(
+        ValueError, match=f"transformers has no text encoder for '{model_type}' that runs alone; choose"
+    ):
+        HfClapModel(config)
+
+
+def test_xlnet_reads_texts_of_any_length():
+    text_config = {"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16, "vocab_size": 60}
+    audio_config = dict(SMALL_AUDIO["hf_clap_patch_cnn"])
+    model = small_model(HfClapConfig(text_config=text_config, audio_config=audio_config, text_pooling="mean"))
+    with torch.inference_mode():
+        assert model.encode_text(torch.ones(1, 600, dtype=torch.long)).norm().item() == pytest.approx(1)
 
 
 def test_a_text_that_is_too_long_is_refused(small_config):

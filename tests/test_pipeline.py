@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import hf_clap
 from conftest import SMALL_AUDIO, noise, tone
@@ -502,9 +503,28 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
         hf_clap.pipeline(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        (hf_clap.HfClapForAudioClassification, r'transformers\' pipeline\("audio-classification"\) takes it'),
+        (hf_clap.HfClapAudioModelWithProjection, "load it by its own class, or choose the model that it is of"),
+    ],
+)
+def test_a_model_that_knows_no_words_is_told_apart(tmp_path, model, advice):
+    model.from_pretrained(hf_clap.TINY).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is a {model.__name__}, which cannot tag by words; {advice}"):
+        hf_clap.pipeline(tmp_path)
+
+
 def test_damaged_checkpoints_are_refused(tmp_path, tiny_model, processor):
     processor.save_pretrained(tmp_path)
-    hf_clap.HfClapAudioModelWithProjection.from_pretrained(hf_clap.TINY).save_pretrained(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in state.items() if name != "logit_bias"},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(OSError, match="weights of a whole model, such as logit_bias"):
         hf_clap.pipeline(tmp_path)
     tiny_model.save_pretrained(tmp_path)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hf_clap.training_checkpoint import last_checkpoint, new_checkpoint
+from hf_clap.training_checkpoint import keep_settings, last_checkpoint, new_checkpoint
 
 
 def write(run, step, text="weights"):
@@ -41,6 +41,19 @@ def test_an_error_leaves_the_one_before_and_nothing_else(tmp_path):
     with pytest.raises(OSError, match=r"checkpoint-6 cannot be written \(no room\)"):
         write_until_the_disk_is_full(tmp_path, 6)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_a_run_goes_on_with_the_same_settings_only(tmp_path):
+    run = tmp_path / "run"
+    keep_settings(run, {"seed": 0, "steps": 3})
+    keep_settings(run, {"seed": 1, "steps": 4})  # nothing was done with the first ones
+    keep_settings(run, {"seed": 2, "steps": 4}, is_main=False)
+    write(run, 2)
+    keep_settings(run, {"seed": 1, "steps": 4})
+    with pytest.raises(ValueError, match="run was started with seed=1, and this is 2; go on with the same, or choose"):
+        keep_settings(run, {"seed": 2, "steps": 4})
+    with pytest.raises(ValueError, match=r"run was started with rate=None, and this is 0\.5; go on"):
+        keep_settings(run, {"seed": 1, "steps": 4, "rate": 0.5})
 
 
 SLOW = """

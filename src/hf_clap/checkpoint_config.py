@@ -22,6 +22,9 @@ from .feature_extraction_hf_clap import HfClapFeatureExtractor
 # Attention heads of bert-base, gpt2 and roberta-base, by width; no tensor shows them.
 PUBLISHED_HEADS = {768: 12}
 
+# Of Cnn10 and Cnn14, by the number of their blocks; no tensor shows them.
+POOL_SIZES = {4: (2, 2, 2, 2), 6: (2, 2, 2, 2, 2, 1)}
+
 # Mel filter banks are looked for among these: rates and edges in Hz, scale and norm. The published checkpoints have
 # 50 to 14000 Hz, Slaney, at 44.1 kHz (msclap 2022), 32 kHz (msclap 2023) and 48 kHz (LAION).
 BANK_RATES = (44100, 32000, 48000, 16000)
@@ -29,7 +32,8 @@ BANK_F_MIN = (50, 0, 20)
 BANK_F_MAX = (14000, 8000, 16000)
 BANK_SCALES = (("slaney", "slaney"), ("htk", None))
 
-# Of the largest value: what half precision leaves of a front end. Other banks are a hundred times as far.
+# Of the largest value: what half precision leaves of a front end, bfloat16 by its own resolution. Other banks are a
+# hundred times as far.
 FRONT_END_TOLERANCE = 1e-3
 
 # Of LAION's fusion models and transformers' `truncation="fusion"`: torchaudio's bank, librosa's otherwise.
@@ -42,10 +46,12 @@ CLAP_FILLS = {"repeatpad": "repeat_pad", "repeat": "repeat", "pad": "zero"}
 def cnn14_config(state: StateDict, prefix: str) -> HfClapCnn14Config:
     """Configuration of the Cnn14 whose weights begin with `prefix`."""
     blocks = _count(state, rf"{re.escape(prefix)}conv_block(\d+)\.conv1\.weight", first=1)
+    if blocks not in POOL_SIZES:
+        raise ValueError(f"A CNN of {blocks} blocks is none that msclap knows, and no weight shows how they pool.")
     return HfClapCnn14Config(
         num_mel_bins=_size(state, f"{prefix}bn0.weight", 0),
         channels=tuple(_size(state, f"{prefix}conv_block{block}.conv2.weight", 0) for block in range(1, blocks + 1)),
-        pool_sizes=(2,) * (blocks - 1) + (1,),
+        pool_sizes=POOL_SIZES[blocks],
         hidden_size=_size(state, f"{prefix}fc1.weight", 0),
     )
 
@@ -281,10 +287,12 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
     kernels = [
         _tensor(state, f"{prefix}spectrogram_extractor.stft.conv_{part}.weight", 3) for part in ("real", "imag")
     ]
+    floats = [tensor.dtype for tensor in (bank, *kernels) if tensor.is_floating_point()]
+    tolerance = max([FRONT_END_TOLERANCE, *(torch.finfo(dtype).eps for dtype in floats)])
     bank, kernels = bank.float(), [kernel.float() for kernel in kernels]
     extractor = HfClapFeatureExtractor(feature_size=bank.shape[1], n_fft=kernels[0].shape[-1], **settings)
     for kernel, expected in zip(kernels, stft_kernels(extractor), strict=True):
-        if kernel.shape != expected.shape or not torch.allclose(kernel, expected, atol=FRONT_END_TOLERANCE):
+        if kernel.shape != expected.shape or not torch.allclose(kernel, expected, atol=tolerance):
             raise ValueError(
                 "The checkpoint's Fourier transform is not that of a periodic Hann window; hf_clap has no other."
             )
@@ -294,7 +302,7 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
             fields = {"mel_sampling_rate": other, "f_min": f_min, "f_max": f_max, "mel_scale": scale, "mel_norm": norm}
             candidate = HfClapFeatureExtractor(**(extractor.to_dict() | fields))
             expected = mel_bank(candidate)
-            if bank.shape == expected.shape and (bank - expected).abs().max() <= FRONT_END_TOLERANCE * expected.max():
+            if bank.shape == expected.shape and (bank - expected).abs().max() <= tolerance * expected.max():
                 return candidate
     raise ValueError(
         "The checkpoint's mel filter bank is none that hf_clap knows (librosa's or torchaudio's, "

@@ -1,5 +1,6 @@
 """Files of checkpoints: where the peers publish theirs, how they are found and read, and how ours are written."""
 
+import json
 import os
 import pickle
 import re
@@ -91,7 +92,7 @@ KINDS: dict[str, Kind] = {
     ),
     "transformers": Kind(
         repository=None,
-        files=("model.safetensors", "pytorch_model.bin"),
+        files=("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
         marker="audio_model.audio_encoder.batch_norm.weight",
         tokenizer=None,
         max_tokens=None,
@@ -101,7 +102,9 @@ KINDS: dict[str, Kind] = {
 }
 
 # Under these msclap's files and LAION's hold the weights, besides what their training kept.
-WEIGHTS_KEYS = ("model", "state_dict")
+WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict")
+# Of weights in several files, which such a file names.
+INDEX_SUFFIX = ".index.json"
 
 # numpy's numbers, which LAION's training wrote beside the weights; they hold no code.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
@@ -152,7 +155,10 @@ def find_checkpoint(source: str, kind: str) -> Source:
     errors = []
     for filename in wanted:
         try:
-            return Source(Path(hf_hub_download(repository, filename)), repository, on_hub=True)
+            file = Path(hf_hub_download(repository, filename))
+            for shard in _shards(file):
+                hf_hub_download(repository, shard.name)
+            return Source(file, repository, on_hub=True)
         except (OSError, ValueError) as error:
             errors.append(str(error).splitlines()[0])
     raise FileNotFoundError(
@@ -166,11 +172,13 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
     The weights of a file under their own names.
 
     Raises:
-        ValueError: for a file that is damaged, holds code, or is of another kind.
+        ValueError: for a file that is damaged, may hold code, or is of another kind.
     """
     loaded: Any
     try:
-        if file.suffix == ".safetensors":
+        if shards := _shards(file):
+            loaded = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+        elif file.suffix == ".safetensors":
             loaded = load_file(file)
         else:
             with torch.serialization.safe_globals(NUMPY_NUMBERS):
@@ -178,8 +186,12 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
     except OSError:
         raise
     except Exception as error:  # an unpickler may raise anything at bytes that it does not know
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise ValueError(f"{file.name} holds code besides weights and was not read; get it elsewhere.") from error
+        code = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise ValueError(
+                f"{file.name} holds {code[1]} besides weights, which may run code, and was not read; save its weights "
+                "alone, or get it elsewhere."
+            ) from error
         raise ValueError(f"{file.name} is damaged, cut short or no checkpoint; get it anew.") from error
     for key in WEIGHTS_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -197,6 +209,14 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
         reason = f"it looks like {others[0]}" if others else f"it has no {marker}"
         raise ValueError(f"{file.name} is not a checkpoint of kind {kind}: {reason}; check the file and the kind.")
     return loaded
+
+
+def _shards(file: Path) -> list[Path]:
+    """The files beside it among which an index shares the weights; none where it is no index."""
+    if not file.name.endswith(INDEX_SUFFIX):
+        return []
+    names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+    return [file.with_name(name) for name in sorted(names)]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from .checkpoint_names import LAYOUTS, StateDict
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .modeling_captioning import HfClapForAudioCaptioning
-from .modeling_hf_clap import HfClapModel
+from .modeling_hf_clap import MAX_LOGIT_SCALE, HfClapModel
 from .processing_hf_clap import HfClapProcessor
 
 MSCLAP_FRONT_END = {"sampling_rate": 44100, "hop_length": 320, "crop": "windows", "fill": "repeat"}
@@ -222,6 +222,12 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
     for name in masks & set(given):
         if (given[name].float() - expected[name].float()).abs().max() > 1:
             raise ValueError(f"{LAYOUTS[kind].source_name(name)} is not the mask of shifted windows; check the file.")
+    for name in set(given) & {"logit_scale", "logit_scale_text"}:
+        if given[name].exp() > MAX_LOGIT_SCALE * 1.001:  # by what float32 has rounded
+            raise ValueError(
+                f"{LAYOUTS[kind].source_name(name)} is {given[name].item():.4f}, beyond ln 100, where hf_clap's "
+                "logits stop as the paper's do; lower it first."
+            )
     model.load_state_dict(expected | given)
     return model.eval()
 

@@ -1,5 +1,6 @@
 """hf_clap's checkpoints -> the peers' own formats, where nothing that makes the embeddings is lost."""
 
+import math
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, BertConfig, ClapModel, ClapProcessor, PreTrainedConfig
 
-from .checkpoint_config import PUBLISHED_HEADS, mel_bank, stft_kernels, to_clap_config, to_clap_extractor
+from .checkpoint_config import POOL_SIZES, PUBLISHED_HEADS, mel_bank, stft_kernels, to_clap_config, to_clap_extractor
 from .checkpoint_file import new_output, writing
 from .checkpoint_names import LAYOUTS
 from .configuration_hf_clap import HfClapConfig
 from .conversion import MSCLAP_FRONT_END
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
-from .modeling_hf_clap import HfClapModel
+from .modeling_hf_clap import MAX_LOGIT_SCALE, HfClapModel
 from .modeling_htsat import SwinBlock
 from .processing_hf_clap import HfClapProcessor
 
@@ -77,8 +78,7 @@ def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: P
 
 def _is_cnn14(config: PreTrainedConfig) -> bool:
     """Whether what no weight shows is as in msclap's Cnn14."""
-    pool_sizes = [2] * (len(config.channels) - 1) + [1]
-    return (config.convs_per_block, config.kernel_size, list(config.pool_sizes)) == (2, 3, pool_sizes)
+    return (config.convs_per_block, config.kernel_size, tuple(config.pool_sizes)) == (2, 3, POOL_SIZES[6])
 
 
 def _is_default_bert(config: PreTrainedConfig) -> bool:
@@ -99,8 +99,10 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
     _require(
         "transformers' CLAP",
         {
-            "an HTS-AT": config.audio_config.model_type == "hf_clap_htsat",
-            "a RoBERTa": config.text_config.model_type == "roberta",
+            "an HTS-AT whose layer norms have an epsilon of 1e-5": config.audio_config.model_type == "hf_clap_htsat"
+            and config.audio_config.layer_norm_eps == 1e-5,
+            "a RoBERTa that is no decoder": config.text_config.model_type == "roberta"
+            and not config.text_config.is_decoder,
             "pooler pooling": config.text_pooling == "pooler",
             "an mlp projection": config.projection == "mlp",
             "no logit bias": model.logit_bias is None,
@@ -112,6 +114,8 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
     theirs.to(dtype=model.dtype)  # type: ignore[call-arg]
     state = LAYOUTS["transformers"].to_theirs(model.state_dict())
     state.setdefault("logit_scale_t", state["logit_scale_a"])
+    for name in ("logit_scale_a", "logit_scale_t"):  # there nothing bounds it
+        state[name] = state[name].clamp(max=math.log(MAX_LOGIT_SCALE))
     frozen = {name: tensor for name, tensor in theirs.state_dict().items() if name not in state}
     unfilled = [name for name in frozen if not LAYOUTS["transformers"].why_left_behind(name)]
     if unfilled:

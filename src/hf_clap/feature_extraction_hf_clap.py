@@ -118,7 +118,8 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             raise TypeError(
                 f"HfClapFeatureExtractor has no field {', '.join(unknown)}; see help(HfClapFeatureExtractor)."
             )
-        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        # Trainer's collator would make a mask that no tower takes
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs | {"return_attention_mask": False})
         self.n_fft = n_fft
         self.win_length = win_length or n_fft
         self.hop_length = hop_length

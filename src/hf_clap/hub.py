@@ -38,7 +38,9 @@ LEFTOVERS = (
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EXTRACTORS = ("processor_config.json", "preprocessor_config.json")
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
-HEAR_ONLY = ("HfClapForAudioClassification", "HfClapAudioModelWithProjection")  # the classes that need no tokenizer
+# the classes that need no tokenizer, and the one that needs no feature extractor
+HEAR_ONLY = ("HfClapForAudioClassification", "HfClapAudioModelWithProjection")
+READ_ONLY = ("HfClapTextModelWithProjection",)
 
 REASONS = {
     401: "the Hub does not know the token; log in with `hf auth login`, or pass `token`",
@@ -160,8 +162,11 @@ def _check(folder: Path) -> None:
         for reference in _read(folder / file).get("auto_map", {}).values()
         if "--" not in reference  # the code of another repository
     }
-    wanted: list[tuple[str, ...]] = [("config.json",), *((name,) for name in weights), EXTRACTORS]
-    if not set(config.get("architectures") or ()) & set(HEAR_ONLY):
+    architectures = set(config.get("architectures") or ())
+    wanted: list[tuple[str, ...]] = [("config.json",), *((name,) for name in weights)]
+    if not architectures & set(READ_ONLY):
+        wanted += [EXTRACTORS]
+    if not architectures & set(HEAR_ONLY):
         wanted += [("tokenizer_config.json",), VOCABULARIES]
     wanted += [(name,) for name in sorted(code)]
     missing = [each[0] for each in wanted if not any(fnmatch(name, pattern) for name in names for pattern in each)]

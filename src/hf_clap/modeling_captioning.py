@@ -129,10 +129,14 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
         Returns:
             CausalLMOutput: `logits` `(clips, tokens, vocabulary)`, where those at a position are for its own token;
             with `labels` also `loss`, the mean cross-entropy of a token.
+
+        Raises:
+            ValueError: for captions that are longer than the decoder has positions.
         """
         _, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
         prefix = self.mapper(audio_embeds)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self._check_length(input_ids.shape[1])
         embeds = torch.cat([prefix, self.get_input_embeddings()(input_ids)], dim=1)
         mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
         output = self.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
@@ -160,24 +164,45 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
             input_features, input_features_mask, windows_per_clip, is_longer: as `HfClapModel.get_audio_features`.
             generation_config: the model's own when absent. A converted clapcap has msclap's: 5 beams, at most 67
                 tokens.
-            generate_options: of transformers' `generate`, such as `num_beams`, `do_sample` or `max_new_tokens`. What
-                a batch holds of captions (`input_ids`, `attention_mask`, `labels`) is left out.
+            generate_options: of transformers' `generate`, such as `num_beams`, `do_sample` or `max_new_tokens`.
+                `max_length` and `min_length` are of captions too. What a batch holds of captions (`input_ids`,
+                `attention_mask`, `labels`) is left out.
 
         Returns:
             torch.Tensor: `(clips, tokens)`, for `processor.batch_decode(…, skip_special_tokens=True)`; or what
             `return_dict_in_generate` asks for. Beams are searched as transformers does, which ranks finished captions
             otherwise than msclap's own search (`CLAPWrapper._generate_beam`), so that some captions differ from its.
+
+        Raises:
+            ValueError: for captions that are longer than the decoder has positions.
         """
         _, audio_embeds = self._embed_audio(input_features, input_features_mask, windows_per_clip, is_longer)
         prefix = self.mapper(audio_embeds)
         generation_config = copy.deepcopy(generation_config or self.generation_config)
+        for new, whole in (("min_new_tokens", "min_length"), ("max_new_tokens", "max_length")):
+            # the decoder would count what it hears of the audio too
+            if getattr(generation_config, new) is None:
+                setattr(generation_config, new, getattr(generation_config, whole))
+            setattr(generation_config, whole, None)
+            if (length := generate_options.pop(whole, None)) is not None:
+                generate_options.setdefault(new, length)
         others = generation_config.update(**generate_options)
         for name in ("input_ids", "attention_mask", "labels"):
             others.pop(name, None)
+        self._check_length(generation_config.max_new_tokens or 0)
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
         return self.decoder.generate(
             inputs_embeds=prefix, attention_mask=mask, generation_config=generation_config, **others
         )
+
+    def _check_length(self, tokens: int) -> None:
+        longest = getattr(self.config.text_config, "max_position_embeddings", None)
+        prefix_length = self.config.prefix_length
+        if longest is not None and prefix_length + tokens > longest:
+            raise ValueError(
+                f"A caption of {tokens} tokens does not fit the {longest} positions of the decoder, of which the "
+                f"audio takes {prefix_length}; shorten it."
+            )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.get_input_embeddings()

@@ -89,6 +89,12 @@ def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
     auto_class: Any = AutoModel
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:  # of T5 and its like, the encoder alone
         mapping, auto_class = MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
+    alone = mapping is not MODEL_MAPPING or not config.is_encoder_decoder
+    if type(config) not in mapping or not alone or not hasattr(config, "hidden_size"):
+        raise ValueError(
+            f"transformers has no text encoder for {config.model_type!r} that runs alone; choose another, such as "
+            "roberta, bert, gpt2 or t5."
+        )
     accepted = inspect.signature(mapping[type(config)]).parameters
     options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
     return through_onednn(auto_class.from_config(config, **options))
@@ -183,7 +189,7 @@ class HfClapPreTrainedModel(PreTrainedModel):
 
     def _check_text_length(self, tokens: int) -> None:
         longest = getattr(self.config.text_config, "max_position_embeddings", None)
-        if longest is None:
+        if longest is None or longest < 0:  # XLNet has no end
             return
         table = getattr(getattr(self.text_model, "embeddings", None), "position_embeddings", None)
         if getattr(table, "padding_idx", None) is not None:

@@ -37,6 +37,13 @@ DEFAULT_WINDOW_S = 2.0
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
 
+# What is done with models that are not whole.
+ADVICE = {
+    "HfClapForAudioClassification": 'transformers\' pipeline("audio-classification") takes it',
+    "HfClapAudioModelWithProjection": "load it by its own class, or choose the model that it is of",
+    "HfClapTextModelWithProjection": "load it by its own class, or choose the model that it is of",
+}
+
 LabelEmbeds = OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor]  # by labels and templates
 
 
@@ -348,8 +355,8 @@ def _check_checkpoint(source: str, revision: str) -> None:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise OSError(
-            f"{source!r} is neither a folder with a checkpoint in it nor a model on the Hub within reach; check the "
-            "name and the network."
+            f"{source!r} is neither a folder with a checkpoint in it nor a model on the Hub within reach"
+            f"{'' if revision == 'main' else f' at the revision {revision!r}'}; check the name and the network."
         ) from error
     if not isinstance(config, HfClapConfig):
         advice = {
@@ -357,6 +364,10 @@ def _check_checkpoint(source: str, revision: str) -> None:
             HfClapCaptioningConfig.model_type: "captions come from HfClapForAudioCaptioning",
         }.get(config.model_type, "choose a model of type hf_clap")
         raise ValueError(f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; {advice}.")
+    [architecture] = (config.architectures or [])[:1] or [HfClapModel.__name__]
+    if architecture != HfClapModel.__name__:
+        advice = ADVICE.get(architecture, "choose a whole model")
+        raise ValueError(f"{source!r} is a {architecture}, which cannot tag by words; {advice}.")
 
 
 def _load_processor(source: str, revision: str) -> HfClapProcessor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .checkpoint_file import writing
 
 INCOMPLETE = "_incomplete"  # Trainer does not push what begins with an underscore
+SETTINGS = ".settings.json"  # hidden, and so not pushed: it has paths of this machine
 
 
 @contextmanager
@@ -70,3 +73,45 @@ def last_checkpoint(run: str | os.PathLike[str]) -> Path | None:
     """The checkpoint with the most steps in the folder of a run; None if there is none."""
     found = [path for path in Path(run).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def keep_settings(run: str | os.PathLike[str], settings: Mapping[str, Any], is_main: bool = True) -> None:
+    """
+    Keep what a run is started with, in its folder, so that it goes on with the same or not at all: a checkpoint holds
+    the schedule and the place in the data, and what a model card says of the run should be true.
+
+    Args:
+        run: folder of the run.
+        settings: what has a part in its result, by name; anything that `str` tells apart.
+        is_main: whether this process is the one that writes.
+
+    Raises:
+        ValueError: if the run has a checkpoint and was started with others.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from hf_clap.training_checkpoint import keep_settings
+
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     keep_settings(run, {"seed": 0})
+    ...     keep_settings(run, {"seed": 1})  # there is no checkpoint yet
+
+    ```
+    """
+    file = Path(run) / SETTINGS
+    given = {name: str(value) for name, value in settings.items()}
+    if last_checkpoint(run) is not None and file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for name in sorted(before.keys() | given.keys()):
+            if before.get(name) != given.get(name):
+                raise ValueError(
+                    f"{run} was started with {name}={before.get(name)}, and this is {given.get(name)}; go on with the "
+                    "same, or choose another folder."
+                )
+    elif is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
