@@ -10,7 +10,8 @@ of audio with a `metadata.csv`. One row in `--held-out-every` is kept for evalua
 that share a value of that column stay together, so that clips of one recording never lie on both sides.
 
 By default the audio tower keeps still: its projection and the text tower learn, which is quick and forgets little.
-Started again with the same arguments, a run that was stopped goes on exactly where its last checkpoint was written.
+Started again with the same arguments, a run that was stopped goes on exactly where its last checkpoint was written;
+with others it does not go on.
 """
 
 import argparse

@@ -10,7 +10,8 @@ begin: the folder or Hub id of a checkpoint, trained or not (`HfClapModel(config
 training). `examples/launch/` has configurations for one process, two without a GPU, DDP and FSDP.
 
 Started again with the same arguments, a run that was stopped, at whatever moment, goes on exactly where its last
-checkpoint was written. run/log.jsonl has the loss of every step, run/loss.png the curve, run/model the result.
+checkpoint was written; with others it does not go on. run/log.jsonl has the loss of every step, run/loss.png the
+curve, run/model the result.
 """
 
 import argparse
