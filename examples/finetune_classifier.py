@@ -51,7 +51,7 @@ def main() -> None:
         row.setdefault("fold", str(seen[row["label"]] % 5 + 1))
         seen[row["label"]] += 1
     known = sorted({row["fold"] for row in rows})
-    folds = known if options.folds == "all" else [name.strip() for name in dict.fromkeys(options.folds.split(","))]
+    folds = known if options.folds == "all" else list(dict.fromkeys(map(str.strip, options.folds.split(","))))
     if not set(folds) <= set(known):
         parser.error(f"--folds {options.folds} is not possible; choose of {','.join(known)}")
 

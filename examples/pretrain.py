@@ -254,7 +254,7 @@ def split_weight(source: str) -> tuple[str, float]:
 
 
 # Arguments that have no part in the result, and others that say nothing about the model: folders of this machine.
-FREE = ("output", "push_to_hub", "tracker", "workers", "keep")
+FREE = ("output", "push_to_hub", "tracker", "workers", "save_every", "evaluate_every", "keep")
 LOCAL = ("source", "model", "zero_shot", *FREE)
 
 

@@ -118,10 +118,10 @@ def test_results_of_your_own_task_are_replaced(folder):
     assert [r.metric_value for r in ModelCard.load(folder / "README.md").data.eval_results] == [0.2]
 
 
-@pytest.mark.parametrize("mark", [START, END])
-def test_a_mark_that_is_alone_is_refused(folder, mark):
+@pytest.mark.parametrize(("mark", "instead"), [(START, ""), (END, ""), (START, f"{START}\n{START}")])
+def test_a_mark_that_is_alone_is_refused(folder, mark, instead):
     write_card(folder, benchmark_card(folder, [result()]))
-    before = (folder / "README.md").read_text().replace(mark, "")
+    before = (folder / "README.md").read_text().replace(mark, instead)
     (folder / "README.md").write_text(before)
     with pytest.raises(ValueError, match=f"README.md must have {START} and {END} once each"):
         benchmark_card(folder, [PROBE])

@@ -374,8 +374,7 @@ def test_odd_rows_are_listed_and_the_others_embedded(embedder, tmp_path):
     assert errors[0] == errors[2] == "There is no audio in this row; fill it in, or remove the row."
     assert errors[1] == r"'1/b\x00.flac' cannot be opened (embedded null byte); check the row."
     assert "The array comes without its rate" in errors[3]
-    assert errors[4].startswith("The array in this row is no waveform (")
-    assert errors[5].startswith("A list is not a waveform; pass a list of floats")
+    assert all(error.startswith("The array in this row is no waveform (") for error in errors[4:])
     assert [row["path"] for row in rows(done.output)] == ["6"]
 
 
@@ -409,8 +408,18 @@ def test_links_are_followed_but_not_around(tmp_path):
     (tmp_path / "a" / "two" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "gone").symlink_to(tmp_path / "none")
+    (tmp_path / "a" / "itself").symlink_to("itself")
     found = [os.path.relpath(path, tmp_path / "a") for path in iter_audio_files(tmp_path / "a")]
     assert found == ["file.wav", "linked/b.wav", "one/1.wav"]
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path):
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "x.wav").touch()
+        for other in range(8):
+            (tmp_path / str(number) / f"to {other}").symlink_to(tmp_path / str(other))
+    assert len(list(iter_audio_files(tmp_path))) == 8
 
 
 def test_one_file_is_a_corpus(library, embedder, tmp_path):

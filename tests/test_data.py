@@ -591,17 +591,36 @@ def test_a_source_of_which_nothing_can_be_used_ends(tmp_path, training):
         next(iter(stream))
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_a_reader_whose_only_shard_is_broken_leaves_the_rest_alone(tmp_path, training):
+@pytest.fixture(scope="module")
+def one_bad_shard(tmp_path_factory):
+    """Four shards, of which the last has one row, which is broken."""
+    folder = tmp_path_factory.mktemp("one bad")
     for shard in range(3):
-        write_parquet(tmp_path / f"{shard}.parquet", [row(4 * shard + number) for number in range(4)])
-    write_parquet(tmp_path / "3.parquet", [row(30) | {"audio": BAD_AUDIO["garbage"]}])
-    stream = load_pairs(f"{tmp_path}/*.parquet", extractor(), training=training, max_skipped=0.1)
-    parts = [stream.split(reader, 4) for reader in range(4)]
-    if training:  # in each epoch one of them has it
-        assert all(len(list(islice(iter(part), 40))) == 40 for part in parts)
-    else:
-        assert [len(list(part)) for part in parts] == [4, 4, 4, 0]
+        write_parquet(folder / f"{shard}.parquet", [row(4 * shard + number) for number in range(4)])
+    write_parquet(folder / "3.parquet", [row(30) | {"audio": BAD_AUDIO["garbage"]}])
+    return folder
+
+
+def test_a_reader_of_nothing_but_a_broken_shard_leaves_the_rest_alone(one_bad_shard):
+    stream = load_pairs(f"{one_bad_shard}/*.parquet", extractor(), training=False)
+    assert [len(list(stream.split(reader, 4))) for reader in range(4)] == [4, 4, 4, 0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_broken_shard_is_another_readers_in_another_epoch(one_bad_shard, seed):
+    stream = load_pairs(f"{one_bad_shard}/[23].parquet", extractor(), seed=seed, max_skipped=0.9)
+    for reader in range(2):
+        assert len(list(islice(stream.split(reader, 2), 12))) == 12
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_shards_of_which_nothing_can_be_used_end(tmp_path, training):
+    for shard in range(2):
+        write_parquet(tmp_path / f"{shard}.parquet", [row(30) | {"audio": BAD_AUDIO["garbage"]}])
+    stream = load_pairs(f"{tmp_path}/*.parquet", extractor(), training=training, max_skipped=1.0)
+    for reader in range(2):
+        with pytest.raises(PairError, match=r"and not one can be used; mend the data.$"):
+            list(stream.split(reader, 2))
 
 
 def test_a_list_of_files(tmp_path):

@@ -200,6 +200,7 @@ def test_lengths_are_those_of_the_caption(model, features):
     expected = greedy_by_hand(model, features, 4)
     assert torch.equal(model.generate(features, max_length=4, eos_token_id=None), expected)
     assert torch.equal(model.generate(features, GenerationConfig(max_length=4), eos_token_id=None), expected)
+    assert torch.equal(model.generate(features, max_new_tokens=None, max_length=4, eos_token_id=None), expected)
     first = expected[0, :1].item()  # a caption may end at once
     ended = model.generate(features[:1], max_length=4, eos_token_id=first)
     longer = model.generate(features[:1], max_length=4, min_length=3, eos_token_id=first)
@@ -207,12 +208,10 @@ def test_lengths_are_those_of_the_caption(model, features):
 
 
 def test_captions_beyond_the_decoders_positions_are_refused(model, features):
-    assert model.generate(features[:1], max_new_tokens=59, min_new_tokens=59).shape == (1, 59)
-    sentence = (
-        "A caption of 60 tokens does not fit the 64 positions of the decoder, of which the audio takes 5; shorten"
-    )
+    assert model.generate(features[:1], max_new_tokens=60, min_new_tokens=60).shape == (1, 60)  # the last is not heard
+    sentence = "The caption does not fit the 64 positions of the decoder, of which the audio takes 5; shorten it"
     with pytest.raises(ValueError, match=sentence):
-        model.generate(features[:1], max_new_tokens=60)
+        model.generate(features[:1], max_new_tokens=61)
     with pytest.raises(ValueError, match=sentence):
         model(features[:1], torch.zeros(1, 60, dtype=torch.long))
 

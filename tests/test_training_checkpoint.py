@@ -49,7 +49,7 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path):
     keep_settings(run, {"seed": 1, "steps": 4})  # nothing was done with the first ones
     keep_settings(run, {"seed": 2, "steps": 4}, is_main=False)
     write(run, 2)
-    keep_settings(run, {"seed": 1, "steps": 4})
+    keep_settings(run, {"seed": 1, "steps": 4, "rate": None})  # an option that there was not
     with pytest.raises(ValueError, match="run was started with seed=1, and this is 2; go on with the same, or choose"):
         keep_settings(run, {"seed": 2, "steps": 4})
     with pytest.raises(ValueError, match=r"run was started with rate=None, and this is 0\.5; go on"):

@@ -122,10 +122,12 @@ def audio_sha256(source: Any) -> str:
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
             return sha_fileobj(file).hex()
-    if not isinstance(source, (np.ndarray, list, tuple)):
+    if not isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
         raise AudioError("There is no audio in this row; fill it in, or remove the row.")
     try:
         samples = np.ascontiguousarray(source)
+        if samples.dtype == object:
+            raise ValueError("it holds something else than numbers")
         digest = hashlib.sha256(f"{samples.dtype} {samples.shape} {rate} ".encode())
         digest.update(samples.data)
     except ValueError as error:  # rows of different lengths, or things that are no numbers

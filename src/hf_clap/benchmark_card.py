@@ -68,17 +68,25 @@ def benchmark_card(folder: str | PathLike[str], results: Sequence[TaskResult]) -
         model = AutoModel.from_pretrained(folder)
         card = training_card(folder.resolve().name, model, AutoFeatureExtractor.from_pretrained(folder))
     part = "\n".join([START, *results_table(results), *_notes(results), END])
-    if START in card.text or END in card.text:
-        card.text, replaced = re.subn(f"{START}.*?{END}", lambda _: part, card.text, flags=re.DOTALL)
-        if replaced != 1:
-            raise ValueError(
-                f"{folder / 'README.md'} must have {START} and {END} once each, around the results; put them there, "
-                "or remove both."
-            )
+    marks = card.text.count(START), card.text.count(END)
+    before, found, rest = card.text.partition(START)
+    replaced, ended, after = rest.partition(END)
+    if marks == (1, 1) and found and ended:
+        card.text = before + part + after
+    elif marks != (0, 0):
+        raise ValueError(
+            f"{folder / 'README.md'} must have {START} and {END} once each, around the results; put them there, "
+            "or remove both."
+        )
     else:
         card.text = f"{card.text.rstrip()}\n\n## Benchmark\n\n{part}\n"
     title = re.search(r"^# (.+)$", card.text, flags=re.MULTILINE)
-    others = [result for result in card.data.eval_results or [] if not _is_of_eval(result)]
+    titles = {task.title for task in TASKS.values()}
+    others = [
+        result
+        for result in card.data.eval_results or []
+        if result.dataset_name not in titles and f"| {result.dataset_name} |" not in replaced
+    ]
     card.data.model_name = card.data.model_name or (title.group(1) if title else folder.resolve().name)
     card.data.eval_results = others + [_as_eval_result(result) for result in results]
     return card
@@ -201,14 +209,6 @@ def _training(result: TaskResult) -> str:
         return ""
     return f"{result.setting}, " + ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in result.training.items()
-    )
-
-
-def _is_of_eval(result: EvalResult) -> bool:
-    """Whether it is of a benchmark's table, the benchmark's own or one of your own tasks."""
-    titles = {task.title for task in TASKS.values()}
-    return result.dataset_name in titles or (result.metric_name or "").endswith(
-        tuple(f" ({setting})" for setting in TASK_TYPES)
     )
 
 

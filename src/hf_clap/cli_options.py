@@ -36,9 +36,13 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 
 def at_least_one(text: str) -> int:
     """A count."""
-    if not (text.isdecimal() and int(text) >= 1):
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not possible; choose a whole number of at least 1")
-    return int(text)
+    return count
 
 
 def seconds(text: str) -> float:

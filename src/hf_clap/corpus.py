@@ -97,26 +97,24 @@ class Corpus:
 def iter_audio_files(folder: str | PathLike[str]) -> Iterator[str]:
     """
     Paths of the audio files in a folder and those in it, by name: folder after folder, so that few are in memory.
-    Links are followed, but not to a folder that they are in.
+    Links are followed; a folder with several names is read once.
 
     Raises:
         OSError: if a folder cannot be read.
     """
-    return _audio_files(os.fspath(folder), frozenset())
-
-
-def _audio_files(folder: str, above: frozenset[str]) -> Iterator[str]:
-    """`above` are the folders that it is in, by their real paths."""
-    above |= {os.path.realpath(folder)}
-    with os.scandir(folder) as entries:
-        is_folder = {entry.name: entry.is_dir() for entry in entries}
-    for name in sorted(is_folder, key=lambda name: (is_folder[name], name)):
-        path = os.path.join(folder, name)
-        if is_folder[name]:
-            if os.path.realpath(path) not in above:
-                yield from _audio_files(path, above)
-        elif os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and os.path.isfile(path):
-            yield path
+    waiting, read = [os.fspath(folder)], set()
+    while waiting:
+        place = waiting.pop()
+        if (real := os.path.realpath(place)) in read:
+            continue
+        read.add(real)
+        with os.scandir(place) as entries:
+            is_folder = {entry.name: os.path.isdir(entry.path) for entry in entries}
+        for name in sorted(name for name in is_folder if not is_folder[name]):
+            path = os.path.join(place, name)
+            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and os.path.isfile(path):
+                yield path
+        waiting += [os.path.join(place, name) for name in sorted(is_folder, reverse=True) if is_folder[name]]
 
 
 def _open_data_set(source: Any, split: str) -> tuple[Any, str, int | None]:

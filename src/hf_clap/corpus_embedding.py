@@ -162,10 +162,12 @@ def index_info(corpus: Corpus, embedder: Embedder, reader: WindowReader) -> Inde
 
 def _source_of(corpus: Corpus) -> str:
     """What an index calls its corpus: the same folder from wherever it is named, and another one from nowhere."""
-    if not isinstance(corpus.source, (str, PathLike)):
+    names = corpus.source if isinstance(corpus.source, (list, tuple)) else [corpus.source]
+    if not all(isinstance(name, (str, PathLike)) for name in names):
         return type(corpus.source).__name__
-    name = os.fspath(corpus.source)
-    return Path(os.path.abspath(name) if glob.glob(name) else name).as_posix()
+    is_here = [os.path.exists(name) or bool(glob.glob(os.fspath(name))) for name in names]
+    paths = [Path(os.path.abspath(name) if here else name) for name, here in zip(names, is_here, strict=True)]
+    return ", ".join(path.as_posix() for path in paths)
 
 
 def groups_of(corpus: Iterable[Recording], batch_size: int) -> Iterator[list[Recording]]:

@@ -256,7 +256,7 @@ class _SourcePairs(PairStream):
         epoch, taken, index = state["epoch"], state["taken"], state["index"]
         place, skipped = (state["shard"], state["row"]), dict(state["skipped"])
         held, after = None, state  # a pair waits for the next one, so that the last one's state counts all rows
-        vain = 0  # epochs, one after the other, whose rows could not be used
+        vain: set[int] = set()  # shards that were read since the last pair
         while True:
             whole, first_index, pairs = (*place, taken) == (0, 0, 0), index, 0
             for start, block in self._blocks(reader, readers, epoch, place):
@@ -274,10 +274,13 @@ class _SourcePairs(PairStream):
                         held, pairs = (pair, after), pairs + 1
                 block.clear()  # before the next one is filled
                 taken = 0
-            vain = vain + 1 if whole and index > first_index and not pairs else 0
-            # a single reader has seen all rows; one of several had a part of them, in training another in each epoch
-            if vain >= (1 if readers == 1 else self.rows.num_shards) and (self.training or readers == 1):
-                raise PairError(f"{_share(skipped)}, and not one can be used; mend the data.")
+            if pairs:
+                vain.clear()
+            elif whole and index > first_index:
+                vain.update(self._shards_of(reader, readers, epoch))
+                # of several readers one may have nothing but broken rows: in training for an epoch
+                if len(vain) == self.rows.num_shards if self.training else not self._has_pairs():
+                    raise PairError(f"{_share(skipped)}, and not one can be used; mend the data.")
             if not self.training or (whole and index == first_index and not self._has_rows(reader, readers)):
                 if held is not None:
                     yield held[0], after
@@ -306,19 +309,28 @@ class _SourcePairs(PairStream):
         self, reader: int, readers: int, epoch: int, place: tuple[int, int]
     ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
         """The reader's rows from (shard, row) on, each with its place; shards count in the reader's own order."""
+        share, sharers = _share_of(reader, readers, self.rows.num_shards)
+        return self._rows_of(self._shards_of(reader, readers, epoch), share, sharers, place)
+
+    def _shards_of(self, reader: int, readers: int, epoch: int) -> Sequence[int]:
+        """The reader's shards, in its order."""
         shards = self.rows.num_shards
         order: Any = range(shards)
         if self.training:
             order = np.random.default_rng([self.seed, epoch]).permutation(shards)
-        share, sharers = _share_of(reader, readers, shards)
-        own = order[reader::readers] if shards >= readers else order[reader % shards :][:1]
-        return self._rows_of(own, share, sharers, place)
+        return order[reader::readers] if shards >= readers else order[reader % shards :][:1]
 
     def _has_rows(self, reader: int, readers: int) -> bool:
         """Whether a reader that had no row in one epoch may have some in another, when its shards are others."""
         shards = self.rows.num_shards
         rows = self._rows_of(range(shards), *_share_of(reader, readers, shards), (0, 0))
         return next(rows, None) is not None
+
+    def _has_pairs(self) -> bool:
+        """Whether any row can be used, of whatever reader."""
+        skipped, random = {"rows": 0, "audio": 0, "caption": 0}, np.random.default_rng(0)
+        rows = self._rows_of(range(self.rows.num_shards), 0, 1, (0, 0))
+        return any(self._pair(row, skipped, random) is not None for _, row in rows)
 
     def _rows_of(
         self, own: Sequence[int], share: int, sharers: int, place: tuple[int, int]

@@ -31,6 +31,8 @@ TEXT_BATCH_SIZE = 32  # more are padded more, fewer pack the weights more often 
 # settings that say where a model is from, and those that saving it adds
 ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version", "auto_map")
 SAVED_AS = ("architectures", "dtype", "processor_class")
+# of an extractor, as digests have it: another value would make indexes useless, and means nothing
+OF_NO_ACCOUNT = {"return_attention_mask": True}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -295,9 +297,10 @@ class Embedder:
     def _sha256(self, prefix: str, dtype: torch.dtype | None = None) -> str:
         """Of weights whose names begin so, as they are or in a dtype, and the settings."""
         without = ORIGIN if dtype is None else ORIGIN + SAVED_AS
+        of_extractor = self.processor.feature_extractor.to_dict() | OF_NO_ACCOUNT
         settings = [
             json.dumps(_without(without, settings), sort_keys=True, default=str)
-            for settings in (self.model.config.to_diff_dict(), self.processor.feature_extractor.to_dict())
+            for settings in (self.model.config.to_diff_dict(), of_extractor)
         ] + active_adapters(self.model)
         weights = {name: tensor for name, tensor in self.model.state_dict().items() if name.startswith(prefix)}
         return self._digests[prefix, dtype](

@@ -47,7 +47,7 @@ class IndexInfo:
         space_sha256: `Embedder.space_sha256`, which decides whether embeddings can be compared.
         dim: of an embedding.
         window_s, hop_s: length of a window and seconds from one to the next.
-        source: the corpus, as it was named.
+        source: the corpus: the place of what is on this machine, as it was named otherwise.
         recordings, windows: how many there are.
         rows_sha256: of all rows.
     """

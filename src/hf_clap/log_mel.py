@@ -78,7 +78,7 @@ class LogMel:
 
     def write(self, waveform: torch.Tensor, log_mel: torch.Tensor) -> None:
         """The same into `log_mel` `(frames, mels)`, which may be a part of a batch; gradients pass."""
-        if _may_be_written(waveform):
+        if _may_be_written(waveform) and not log_mel.requires_grad:
             self._write_in_pieces(waveform, log_mel)
         else:
             log_mel.copy_(self._with_gradients(waveform))

@@ -15,6 +15,8 @@ from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapCaptioningConfig
 from .modeling_hf_clap import HfClapPreTrainedModel
 
+DEFAULT_NEW_TOKENS = 20  # of transformers' `generate`
+
 
 class MapperAttention(HeadsAttention):
     """Self-attention with keys and values from one matrix, as msclap's `models/mapper.py`."""
@@ -184,24 +186,26 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
             if getattr(generation_config, new) is None:
                 setattr(generation_config, new, getattr(generation_config, whole))
             setattr(generation_config, whole, None)
-            if (length := generate_options.pop(whole, None)) is not None:
-                generate_options.setdefault(new, length)
+            if (length := generate_options.pop(whole, None)) is not None and generate_options.get(new) is None:
+                generate_options[new] = length
         others = generation_config.update(**generate_options)
         for name in ("input_ids", "attention_mask", "labels"):
             others.pop(name, None)
-        self._check_length(generation_config.max_new_tokens or 0)
+        self._check_length((generation_config.max_new_tokens or DEFAULT_NEW_TOKENS) - 1)  # the last one is not heard
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
         return self.decoder.generate(
             inputs_embeds=prefix, attention_mask=mask, generation_config=generation_config, **others
         )
 
     def _check_length(self, tokens: int) -> None:
+        """That so many tokens and the prefix have a position each, where positions are in a table."""
         longest = getattr(self.config.text_config, "max_position_embeddings", None)
+        in_a_table = getattr(self.config.text_config, "rope_parameters", None) is None
         prefix_length = self.config.prefix_length
-        if longest is not None and prefix_length + tokens > longest:
+        if in_a_table and longest is not None and 0 <= longest < prefix_length + tokens:
             raise ValueError(
-                f"A caption of {tokens} tokens does not fit the {longest} positions of the decoder, of which the "
-                f"audio takes {prefix_length}; shorten it."
+                f"The caption does not fit the {longest} positions of the decoder, of which the audio takes "
+                f"{prefix_length}; shorten it (max_new_tokens)."
             )
 
     def get_input_embeddings(self) -> nn.Module:

@@ -364,10 +364,8 @@ def _check_checkpoint(source: str, revision: str) -> None:
             HfClapCaptioningConfig.model_type: "captions come from HfClapForAudioCaptioning",
         }.get(config.model_type, "choose a model of type hf_clap")
         raise ValueError(f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; {advice}.")
-    [architecture] = (config.architectures or [])[:1] or [HfClapModel.__name__]
-    if architecture != HfClapModel.__name__:
-        advice = ADVICE.get(architecture, "choose a whole model")
-        raise ValueError(f"{source!r} is a {architecture}, which cannot tag by words; {advice}.")
+    for architecture in set(config.architectures or ()) & set(ADVICE):
+        raise ValueError(f"{source!r} is a {architecture}, which cannot tag by words; {ADVICE[architecture]}.")
 
 
 def _load_processor(source: str, revision: str) -> HfClapProcessor:

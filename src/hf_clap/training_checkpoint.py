@@ -105,10 +105,11 @@ def keep_settings(run: str | os.PathLike[str], settings: Mapping[str, Any], is_m
     if last_checkpoint(run) is not None and file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         for name in sorted(before.keys() | given.keys()):
-            if before.get(name) != given.get(name):
+            had, has = (kept.get(name, "None") for kept in (before, given))
+            if had != has:
                 raise ValueError(
-                    f"{run} was started with {name}={before.get(name)}, and this is {given.get(name)}; go on with the "
-                    "same, or choose another folder."
+                    f"{run} was started with {name}={had}, and this is {has}; go on with the same, or choose another "
+                    "folder."
                 )
     elif is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
