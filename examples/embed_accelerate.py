@@ -10,7 +10,7 @@ bring this index up to date, and the other way round. If a process dies, run it 
 
 import argparse
 from contextlib import nullcontext
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from accelerate import PartialState
@@ -56,7 +56,8 @@ def embed(options: argparse.Namespace) -> None:
         # 2. Each takes its groups of every round, which are put together in the order of the corpus
         def embed_group(group: Any, stopped: Any) -> Any:
             parts = read_recordings(reader, group, lambda keys: done & set(keys))
-            return gather(group, (hear_part(embedder, reader, part) for part in parts if not stopped.is_set()))
+            wanted = takewhile(lambda _: not stopped.is_set(), parts)
+            return gather(group, (hear_part(embedder, reader, part) for part in wanted))
 
         def rounds() -> Any:
             groups = groups_of(corpus, options.batch_size)

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +23,11 @@ import torch
 
 import hf_clap
 from conftest import noise, tone
-from hf_clap import cli, embedding, index_file
+from hf_clap import cli, corpus_embedding, embedding, index_file
 from hf_clap.array_cache import ArrayCache
 from hf_clap.audio import audio_sha256
 from hf_clap.corpus import Corpus, iter_audio_files
-from hf_clap.corpus_embedding import embed_corpus, index_info, window_reader
+from hf_clap.corpus_embedding import embed_corpus, hear_part, index_info, read_recordings, window_reader
 from hf_clap.embedding import Embedder
 from hf_clap.index_file import EmbeddedRecording, IndexWriter, iter_index, read_info
 
@@ -420,6 +422,47 @@ def test_folders_that_link_to_each_other_are_read_once(tmp_path):
         for other in range(8):
             (tmp_path / str(number) / f"to {other}").symlink_to(tmp_path / str(other))
     assert len(list(iter_audio_files(tmp_path))) == 8
+
+
+def test_a_folder_that_goes_meanwhile_is_passed_over(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.wav").touch()
+    paths = iter_audio_files(tmp_path)
+    assert next(paths).endswith("a/x.wav")
+    shutil.rmtree(tmp_path / "b")
+    assert [os.path.relpath(path, tmp_path) for path in paths] == ["c/x.wav"]
+    with pytest.raises(FileNotFoundError):
+        next(iter_audio_files(tmp_path / "b"))
+
+
+def test_who_is_interrupted_does_not_wait_for_a_long_recording(embedder, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.wav", noise(60.0), RATE)
+    parts = []
+
+    def counted(*arguments):
+        for part in read_recordings(*arguments):
+            parts.append(part)
+            yield part
+
+    def interrupted(*arguments):
+        if len(parts) == 2:  # its content and its first windows
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        time.sleep(0.1)  # in which the main thread hears of it
+        return hear_part(*arguments)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus_embedding, "read_recordings", counted)
+    monkeypatch.setattr(corpus_embedding, "hear_part", interrupted)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            embed_corpus(Corpus(tmp_path), tmp_path / "x.parquet", embedder, window_s=1.0, hop_s=0.1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(parts) < 20  # of 75
 
 
 def test_one_file_is_a_corpus(library, embedder, tmp_path):

@@ -378,3 +378,20 @@ def test_loud_is_not_too_loud(amplitude):
     else:
         with pytest.raises(AudioError, match="NaN or infinite samples, or some beyond a million"):
             as_waveform(waveform)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.ma.masked_invalid([0.1, np.nan, 0.2]), "The array has masked samples; fill them in"),
+        (torch.zeros(9).to_sparse(), "A sparse or meta tensor is not a waveform; pass a dense one"),
+        (torch.zeros(9, device="meta"), "A sparse or meta tensor is not a waveform; pass a dense one"),
+    ],
+)
+def test_arrays_without_samples_of_their_own_are_refused(audio, message):
+    with pytest.raises(AudioError, match=message):
+        as_waveform(audio)
+
+
+def test_an_array_that_masks_nothing_is_a_waveform():
+    assert torch.equal(as_waveform(np.ma.array([0.5, 0.25], mask=False)), torch.tensor([0.5, 0.25]))

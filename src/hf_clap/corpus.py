@@ -108,8 +108,13 @@ def iter_audio_files(folder: str | PathLike[str]) -> Iterator[str]:
         if (real := os.path.realpath(place)) in read:
             continue
         read.add(real)
-        with os.scandir(place) as entries:
-            is_folder = {entry.name: os.path.isdir(entry.path) for entry in entries}
+        try:
+            with os.scandir(place) as entries:
+                is_folder = {entry.name: os.path.isdir(entry.path) for entry in entries}
+        except FileNotFoundError:
+            if place == os.fspath(folder):
+                raise
+            continue  # it has gone since its name was read, as a file may
         for name in sorted(name for name in is_folder if not is_folder[name]):
             path = os.path.join(place, name)
             if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and os.path.isfile(path):

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from os import PathLike
 from pathlib import Path
 from threading import Event
@@ -123,8 +123,8 @@ def embed_corpus(
 
         def embed(recordings: list[Recording], stopped: Event) -> list[EmbeddedRecording]:
             parts = read_recordings(reader, recordings, writer.known)
-            heard = (hear_part(embedder, reader, part) for part in parts if not stopped.is_set())
-            return gather(recordings, heard)
+            wanted = takewhile(lambda _: not stopped.is_set(), parts)  # nobody waits for the rest of a long recording
+            return gather(recordings, (hear_part(embedder, reader, part) for part in wanted))
 
         groups = embedder.map(embed, groups_of(corpus, embedder.batch_size))
         write_groups(writer, groups, corpus.total)

@@ -37,7 +37,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
         torch.Tensor: `(samples,)` float32.
 
     Raises:
-        AudioError: for no samples, NaN or infinite samples, more than two axes, samples first, or another dtype.
+        AudioError: for no samples, NaN, infinite or masked samples, more than two axes, samples first, or another
+            dtype.
 
     Example:
 
@@ -50,6 +51,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
 
     ```
     """
+    if isinstance(audio, np.ma.MaskedArray) and np.ma.is_masked(audio):
+        raise AudioError("The array has masked samples; fill them in, as array.filled(0) does.")
     if not isinstance(audio, torch.Tensor):
         try:
             array = np.require(audio, requirements=("C", "W"))  # what torch can share; copied only if it is not so
@@ -59,6 +62,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
                 f"A {type(audio).__name__} is not a waveform; pass a list of floats, a numpy array or a torch tensor "
                 "of shape (samples,) or (channels, samples)."
             ) from error
+    if audio.layout != torch.strided or audio.is_meta:
+        raise AudioError("A sparse or meta tensor is not a waveform; pass a dense one, as tensor.to_dense() is.")
     if audio.ndim not in (1, 2):
         raise AudioError(
             f"An array of shape {tuple(audio.shape)} is not a clip; pass (samples,) or (channels, samples), and "
