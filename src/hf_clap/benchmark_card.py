@@ -69,9 +69,9 @@ def benchmark_card(folder: str | PathLike[str], results: Sequence[TaskResult]) -
         card = training_card(folder.resolve().name, model, AutoFeatureExtractor.from_pretrained(folder))
     part = "\n".join([START, *results_table(results), *_notes(results), END])
     marks = card.text.count(START), card.text.count(END)
-    before, found, rest = card.text.partition(START)
+    before, _, rest = card.text.partition(START)
     replaced, ended, after = rest.partition(END)
-    if marks == (1, 1) and found and ended:
+    if marks == (1, 1) and ended:
         card.text = before + part + after
     elif marks != (0, 0):
         raise ValueError(

@@ -110,7 +110,11 @@ def iter_audio_files(folder: str | PathLike[str]) -> Iterator[str]:
         read.add(real)
         try:
             with os.scandir(place) as entries:
-                is_folder = {entry.name: os.path.isdir(entry.path) for entry in entries}
+                is_folder = {
+                    # of a link that leads to itself an entry cannot say
+                    entry.name: os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+                    for entry in entries
+                }
         except FileNotFoundError:
             if place == os.fspath(folder):
                 raise

@@ -165,9 +165,12 @@ def _source_of(corpus: Corpus) -> str:
     names = corpus.source if isinstance(corpus.source, (list, tuple)) else [corpus.source]
     if not all(isinstance(name, (str, PathLike)) for name in names):
         return type(corpus.source).__name__
-    is_here = [os.path.exists(name) or bool(glob.glob(os.fspath(name))) for name in names]
-    paths = [Path(os.path.abspath(name) if here else name) for name, here in zip(names, is_here, strict=True)]
-    return ", ".join(path.as_posix() for path in paths)
+    return ", ".join(map(_place_of, names))
+
+
+def _place_of(name: str | PathLike[str]) -> str:
+    is_here = os.path.exists(name) or glob.glob(os.fspath(name))
+    return Path(os.path.abspath(name) if is_here else name).as_posix()
 
 
 def groups_of(corpus: Iterable[Recording], batch_size: int) -> Iterator[list[Recording]]:

@@ -1,7 +1,6 @@
 """The model card of a trained checkpoint: what it is, how it is used, how well it does and how it was trained."""
 
 import math
-import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from .checkpoint_file import writing
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
+from .whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,8 @@ def write_card(folder: str | PathLike[str], card: ModelCard) -> Path:
     ```
     """
     place = Path(folder) / "README.md"
-    temporary = place.with_name(".README.md.new")
-    with writing(place):
-        card.save(temporary)
-        os.replace(temporary, place)
+    with writing(place), whole_file(place) as unfinished:
+        card.save(unfinished)
     return place
 
 

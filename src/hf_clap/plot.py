@@ -1,11 +1,12 @@
 """Pictures of results. Needs matplotlib (in the extra `eval`)."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .whole_file import whole_file
 
 try:
     from matplotlib.figure import Figure
@@ -166,12 +167,8 @@ def plot_reliability(output: Path, curves: Mapping[str, tuple[float, np.ndarray,
 
 
 def _save(figure: Figure, output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.png")  # a killed run leaves no half picture behind
-    try:
-        figure.savefig(temporary, dpi=120)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(output) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
 
 
 def _envelope(blocks: Iterable[np.ndarray], sampling_rate: int) -> tuple[np.ndarray, np.ndarray, float]:

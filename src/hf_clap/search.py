@@ -1,7 +1,6 @@
 """Find the moments of a corpus that sound like words, or like another sound."""
 
 import glob
-import os
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from .index_file import IndexInfo, embeds_of, open_index
 from .pipeline import HfClapPipeline, pipeline
 from .prompts import check_unicode
+from .whole_file import whole_file
 
 try:
     import pyarrow.parquet as pq
@@ -192,16 +192,13 @@ def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
     place = index.with_name(f"{index.stem}.{info.rows_sha256[:12]}.faiss")
     if not place.exists():
         built = _build_faiss(file, info.dim, info.windows)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            faiss.write_index(built, str(temporary))
-            os.replace(temporary, place)
+            with whole_file(place) as unfinished:
+                faiss.write_index(built, str(unfinished))
         except RuntimeError as error:  # FAISS has no other
             raise OSError(
                 f"{place} cannot be written; make room there, or search without --approximate (approximate=False)."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         for old in set(index.parent.glob(f"{glob.escape(index.stem)}.????????????.faiss")) - {place}:
             old.unlink()  # of rows that the index had before
     try:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from .whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,8 @@ class TaskResult:
 
 def write_results(results: Sequence[TaskResult], output: str | PathLike[str]) -> None:
     """Write one result as a JSON object, several as a list. The file appears when it is complete."""
-    place = Path(output)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        temporary.write_text(results_as_json(results) + "\n", encoding="utf-8")
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(Path(output)) as unfinished:
+        unfinished.write_text(results_as_json(results) + "\n", encoding="utf-8")
 
 
 def results_as_json(results: Sequence[TaskResult]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint_file import writing
+from .whole_file import whole_file
 
 INCOMPLETE = "_incomplete"  # Trainer does not push what begins with an underscore
 SETTINGS = ".settings.json"  # hidden, and so not pushed: it has paths of this machine
@@ -113,6 +114,5 @@ def keep_settings(run: str | os.PathLike[str], settings: Mapping[str, Any], is_m
                 )
     elif is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
