@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import pickle
 import re
@@ -354,7 +355,7 @@ def test_a_folder_of_something_else_is_refused(clap, tmp_path):
     (tmp_path / "bert" / "config.json").unlink()
     with pytest.raises((OSError, ValueError)):
         convert_checkpoint(tmp_path / "bert", tmp_path / "out", "transformers")
-    with pytest.raises(ValueError, match="is a 'clap' checkpoint; --to takes a 'hf_clap' one"):
+    with pytest.raises(ValueError, match="is a 'clap' checkpoint, not a hf_clap one; run `hf-clap convert"):
         convert_back(theirs, tmp_path / "out", "transformers")
     assert not (tmp_path / "out").exists()
 
@@ -443,8 +444,13 @@ def test_msclap_2022_there_and_back_is_identical(small, tmp_path):
         else:
             assert torch.equal(tensor, expected[name]), name
     convert_checkpoint(tmp_path / "back.pth", tmp_path / "again", kind, tokenizer)
-    first, second = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "again"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_weights(tmp_path / "again", folder)
+    beyond = HfClapModel.from_pretrained(folder)
+    beyond.logit_scale.data.fill_(6.0)
+    beyond.save_pretrained(tmp_path / "again")
+    convert_back(tmp_path / "again", tmp_path / "bounded.pth", "msclap-2022")
+    bounded = torch.load(tmp_path / "bounded.pth", weights_only=True)["model"]["logit_scale"]
+    assert bounded.item() == pytest.approx(math.log(100))  # as much as 6.0 counts
 
 
 def test_no_way_back_for_what_a_peer_cannot_express(tmp_path):
@@ -455,7 +461,7 @@ def test_no_way_back_for_what_a_peer_cannot_express(tmp_path):
     halves = tmp_path.parent / f"{tmp_path.name}-half"
     hf_clap.HfClapAudioModelWithProjection.from_pretrained(hf_clap.TINY).save_pretrained(halves)
     HfClapProcessor.from_pretrained(hf_clap.TINY).save_pretrained(halves)
-    with pytest.raises(ValueError, match="does not hold the weights of a whole model"):
+    with pytest.raises(ValueError, match="is a HfClapAudioModelWithProjection, which is no whole CLAP"):
         convert_back(halves, tmp_path / "tiny", "transformers")
     with pytest.raises(ValueError, match="no way back to 'laion'; choose one of msclap-2022, transformers"):
         convert_back(hf_clap.TINY, tmp_path / "tiny", "laion")
@@ -535,6 +541,14 @@ def test_a_language_model_whose_ends_differ_is_refused(clapcap, tmp_path):
     torch.save({"model": state | {"gpt.lm_head.weight": state["gpt.lm_head.weight"] + 1}}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"lm_head\.weight is not the word embedding"):
         convert_checkpoint(tmp_path / "w.pth", tmp_path / "out", "clapcap", tokenizer)
+
+
+def test_an_embedding_that_is_stored_once_is_both_ends(clapcap, tmp_path):
+    state, _, tokenizer, folder = clapcap
+    once = {name: tensor for name, tensor in state.items() if name != "gpt.lm_head.weight"}
+    torch.save({"model": once}, tmp_path / "w.pth")
+    convert_checkpoint(tmp_path / "w.pth", tmp_path / "out", "clapcap", tokenizer)
+    assert_same_weights(tmp_path / "out", folder)
 
 
 # --- what comes out
@@ -624,6 +638,12 @@ def test_gpt2_texts_end_as_msclaps(small):
     assert processor.tokenizer(["ab"])["input_ids"] == [inputs["input_ids"][0, :4].tolist()]  # the tokenizer by itself
 
 
+def assert_same_weights(folder, other):
+    first, second = (load_file(place / "model.safetensors") for place in (folder, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 # --- what is refused
 
 
@@ -661,6 +681,8 @@ def renamed(old, new):
         ),
         (changed("{audio}bn0.running_mean", lambda t: t / 0), "1 weights hold no usable numbers: audio_encoder"),
         (changed("logit_scale", lambda t: t.long()), "1 weights hold no usable numbers: logit_scale"),
+        (changed("logit_scale", lambda t: t.to(torch.float8_e4m3fn)), "no usable numbers: logit_scale"),
+        (changed("logit_scale", lambda t: t.to("meta")), "1 weights hold no usable numbers: logit_scale"),
         (changed("logit_scale", lambda t: t * 0 + 5), "logit_scale is 5.0000, beyond ln 100, where hf_clap's logits"),
         (lambda state, _: state | {"caption_encoder.logmel_extractor.melW": torch.ones(2)}, "1 weights are unknown"),
         (lambda state, _: state | {1: torch.ones(2)}, "holds something else than weights"),
@@ -724,6 +746,38 @@ def test_damage_to_htsat_is_named(small, tmp_path, name, change, message):
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, tokenizer)
     assert not (tmp_path / "out").exists()
+
+
+def test_numpys_numbers_beside_the_weights_are_read(small, tmp_path):
+    _, kind, source, tokenizer, folder = small
+    numbers = {"best": np.bool_(True), "loss": np.float16(1), "name": np.str_("best"), "step": np.int64(3)}
+    torch.save(torch.load(source, weights_only=True) | numbers, tmp_path / "weights.pth")
+    convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, tokenizer)
+    assert_same_weights(tmp_path / "out", folder)
+    torch.save(torch.load(source, weights_only=True) | {"place": np.complex64(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"holds numpy\.dtypes\.Complex64DType besides weights"):
+        convert_checkpoint(tmp_path / "other.pth", tmp_path / "other", kind, tokenizer)
+
+
+def test_weights_keep_their_precision_whatever_lies_beside_the_tokenizer(small, tmp_path):
+    _, kind, source, tokenizer, folder = small
+    state = torch.load(source, weights_only=True)["model"]
+    torch.save({"model": state | {"logit_scale": state["logit_scale"].double()}}, tmp_path / "weights.pth")
+    of_half = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    settings = json.loads((tokenizer / "config.json").read_text())
+    (of_half / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
+    convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, of_half)
+    assert_same_weights(tmp_path / "out", folder)
+
+
+def test_counts_beyond_half_precision_are_of_no_account(small, tmp_path):
+    _, kind, source, tokenizer, _ = small
+    state = torch.load(source, weights_only=True)["model"]
+    state |= {name: torch.tensor(100_000) for name in state if name.endswith("num_batches_tracked")}
+    torch.save({"model": {name: tensor.half() for name, tensor in state.items()}}, tmp_path / "weights.pth")
+    convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, tokenizer)
+    converted = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in converted.values()} == {torch.float16, torch.int64}
 
 
 class Trojan:
@@ -851,6 +905,20 @@ def test_tokenizers_that_do_not_fit_are_refused(small, tmp_path):
     headless = SMALL_TOKENIZERS[kind][0](tmp_path / "headless")
     with pytest.raises(ValueError, match="width 32 may have any number of attention heads"):
         convert_checkpoint(source, tmp_path / "out", kind, headless)
+    wordless = shutil.copytree(
+        tokenizer, tmp_path / "wordless", ignore=shutil.ignore_patterns("tokenizer.json", "vocab*")
+    )
+    with pytest.raises(ValueError, match=r"The tokenizer has no vocabulary; add its tokenizer\.json"):
+        convert_checkpoint(source, tmp_path / "out", kind, wordless)
+    (wordless / "tokenizer.json").write_text("{}")
+    with pytest.raises(OSError, match=r"wordless cannot be had \(\w+: .*\); pass a folder"):
+        convert_checkpoint(source, tmp_path / "out", kind, wordless)
+    damaged = shutil.copytree(tokenizer, tmp_path / "damaged")
+    settings = json.loads((tokenizer / "config.json").read_text())
+    width = "n_embd" if kind == "msclap-2023" else "hidden_size"
+    (damaged / "config.json").write_text(json.dumps(settings | {width: "x"}))
+    with pytest.raises(OSError, match=rf"damaged cannot be had \(.*field '{width}'"):
+        convert_checkpoint(source, tmp_path / "out", kind, damaged)
     if kind == "msclap-2022":
         AutoTokenizer.from_pretrained(hf_clap.TINY).save_pretrained(tmp_path / "big")
         (tmp_path / "big" / "config.json").write_bytes((tokenizer / "config.json").read_bytes())
@@ -864,6 +932,12 @@ def test_tokenizers_that_do_not_fit_are_refused(small, tmp_path):
         with pytest.raises(ValueError, match=r"ends texts with None, not <\|endoftext\|>; pass GPT-2's"):
             convert_checkpoint(source, tmp_path / "out", kind, other)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_may_come_from_transformers_clap(tmp_path):
+    ClapConfig(text_config={"hidden_size": 48, "num_attention_heads": 6}).save_pretrained(tmp_path)
+    beside = hf_clap.conversion._config_beside(str(tmp_path))
+    assert (beside.hidden_size, beside.num_attention_heads) == (48, 6)
 
 
 @pytest.mark.parametrize(

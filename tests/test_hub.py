@@ -282,9 +282,12 @@ def test_weights_of_an_earlier_push_under_other_names_go(hub, saved, sharded):
         names = set(hub.call("files", "user/both"))
         assert names == {file.name for file in folder.iterdir()}
         assert names != {file.name for file in other.iterdir()}
-    (hub.folder / "user" / "both" / "notes.txt").write_text("someone's own")
+    others = {"notes.txt", "model.fp16.safetensors", "model-old.safetensors", "models/lora/adapter.safetensors"}
+    for name in others:
+        (hub.folder / "user" / "both" / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub.folder / "user" / "both" / name).write_text("someone's own")
     hub.call("push_to_hub", sharded, "user/both")
-    assert "notes.txt" in hub.call("files", "user/both")
+    assert set(hub.call("files", "user/both")) == {file.name for file in sharded.iterdir()} | others
 
 
 def test_a_branch_is_made_and_main_stays(hub, saved):

@@ -343,3 +343,11 @@ def test_the_same_clip_alone_in_a_batch_and_twice(tiny_model, processor):
         alone = embed(clip)
         assert torch.equal(alone, embed(clip))
         assert (together[index] - alone[0]).abs().max() < 1e-6
+
+
+def test_a_text_configuration_may_be_of_another_precision(small_config, small_inputs):
+    small_config.text_config.dtype = "bfloat16"
+    model = HfClapModel(small_config).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        assert model(**small_inputs).logits_per_audio.isfinite().all()

@@ -194,3 +194,12 @@ def test_impossible_input_of_fusion_is_refused(small_fusion):
 def test_sizes_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         HfClapHtsatConfig(**settings)
+
+
+def test_widths_of_an_mlp_are_cut_off_as_the_peers_do():
+    def widths(ratio):
+        config = HfClapHtsatConfig(patch_embed_dim=56, num_attention_heads=(1, 2, 4, 8), mlp_ratio=ratio)
+        return [stage.blocks[0].linear1.out_features for stage in HfClapHtsatModel(config).stages]
+
+    assert widths(2.7) == [151, 302, 604, 1209]
+    assert widths(61 / 56) == [61, 122, 244, 488]  # of a checkpoint's weights: this times 56 is 60.999…

@@ -512,7 +512,7 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
 )
 def test_a_model_that_knows_no_words_is_told_apart(tmp_path, model, advice):
     model.from_pretrained(hf_clap.TINY).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"is a {model.__name__}, which cannot tag by words; {advice}"):
+    with pytest.raises(ValueError, match=f"is a {model.__name__}, which is no whole CLAP; {advice}"):
         hf_clap.pipeline(tmp_path)
 
 
@@ -529,9 +529,12 @@ def test_damaged_checkpoints_are_refused(tmp_path, tiny_model, processor):
         hf_clap.pipeline(tmp_path)
     tiny_model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").rename(tmp_path / "elsewhere.json")
-    with pytest.raises(OSError, match=r"has no vocabulary; add its tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"has no vocabulary; add its tokenizer\.json"):
         hf_clap.pipeline(tmp_path)
     (tmp_path / "elsewhere.json").rename(tmp_path / "tokenizer.json")
+    save_file({**state, "logit_scale": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match=r"^1 weights of .*\.json says, such as logit_scale with \(2,\) for \(\)"):
+        hf_clap.pipeline(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(OSError, match="are damaged"):

@@ -95,6 +95,23 @@ def test_what_changes_in_a_block_is_heard(tower, change):
     assert_near(after, by_modules(stage, hidden))
 
 
+@pytest.mark.parametrize("part", ["attention", "dropout", "drop_path"])
+def test_dropout_alone_may_be_in_training(part):
+    """As for the spread of several answers (Gal and Ghahramani 2016)."""
+    rates = {"hidden_dropout": 0.5, "attention_dropout": 0.5, "drop_path_rate": 0.5}
+    config = HfClapHtsatConfig(patch_embed_dim=24, num_attention_heads=(1, 2, 4, 8), **rates)
+    stage = HfClapHtsatModel(config).eval().stages[2]
+    hidden = heard_by(stage)
+    with torch.no_grad():
+        assert torch.equal(stage(hidden), stage(hidden))
+        for block in stage.blocks:
+            getattr(block, part).train()
+        assert not torch.equal(stage(hidden), stage(hidden))
+        stage.eval()
+        assert torch.equal(stage(hidden), stage(hidden))
+        assert stage.preparation(stage, hidden) is not None
+
+
 def test_a_hook_that_is_gone_costs_nothing(tower):
     stage = tower.stages[3]
     hidden, seen = heard_by(stage), []

@@ -97,7 +97,9 @@ def roberta_config(state: StateDict, prefix: str, known: PreTrainedConfig | None
 
 
 def _hidden_settings(known: PreTrainedConfig | None, model_type: str) -> dict[str, Any]:
-    return known.to_dict() if known is not None and known.model_type == model_type else {}
+    if known is None or known.model_type != model_type:
+        return {}
+    return {name: value for name, value in known.to_dict().items() if name != "dtype"}  # of other weights
 
 
 def _encoder_sizes(state: StateDict, prefix: str, known: PreTrainedConfig | None) -> dict[str, Any]:
@@ -346,5 +348,6 @@ def _count(state: StateDict, pattern: str, first: int = 0) -> int:
     while first + count in numbers:
         count += 1
     if count == 0:
-        raise ValueError(f"The checkpoint has no weight of the form {pattern}; check the kind of checkpoint.")
+        example = re.sub(r"\\(.)", r"\1", pattern.replace(r"(\d+)", str(first)))
+        raise ValueError(f"The checkpoint has no weight {example}; check the kind of checkpoint.")
     return count

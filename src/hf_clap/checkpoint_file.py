@@ -110,7 +110,7 @@ INDEX_SUFFIX = ".index.json"
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 NUMPY_NUMBERS: list[Any] = [
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")),
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool", "str")),
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
 ]
@@ -186,7 +186,9 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
     except OSError:
         raise
     except Exception as error:  # an unpickler may raise anything at bytes that it does not know
-        code = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL ([\w.]+)", str(error))
+        code = isinstance(error, pickle.UnpicklingError) and re.search(
+            r"(?:GLOBAL |but got <class ')([\w.]+)", str(error)
+        )
         if code:
             raise ValueError(
                 f"{file.name} holds {code[1]} besides weights, which may run code, and was not read; save its weights "

@@ -39,6 +39,9 @@ from .processing_hf_clap import HfClapProcessor
 
 MSCLAP_FRONT_END = {"sampling_rate": 44100, "hop_length": 320, "crop": "windows", "fill": "repeat"}
 END_OF_TEXT = "<|endoftext|>"
+LOGIT_SCALES = ("logit_scale", "logit_scale_text")
+# what weights may be kept in; of others nothing can be computed without their scales
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 LAION_FRONT_END = {
     "sampling_rate": 48000,
@@ -136,7 +139,8 @@ def _convert_clapcap(state: StateDict, source: Source, tokenizer: str) -> Conver
         mapper_layers=sum(name.endswith(".attn.to_queries.weight") for name in state),
         mapper_mlp_ratio=_rows(state, "clap_project.transformer.layers.0.mlp.fc1.weight") / text_config.hidden_size,
     )
-    if not torch.equal(state["gpt.transformer.wte.weight"], state.get("gpt.lm_head.weight", torch.empty(0))):
+    state.setdefault("gpt.lm_head.weight", state["gpt.transformer.wte.weight"])  # where no tensor is stored twice
+    if not torch.equal(state["gpt.transformer.wte.weight"], state["gpt.lm_head.weight"]):
         raise ValueError("gpt.lm_head.weight is not the word embedding, which GPT-2 shares with it; check the file.")
     extractor = front_end(state, "clap.base.htsat.", MSCLAP_FRONT_END | {"max_length_s": 7.0})
     model = _fill(HfClapForAudioCaptioning(config), state, "clapcap")
@@ -205,10 +209,14 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
     ]
     if wrong:
         raise ValueError(f"{len(wrong)} weights have the wrong shape: {', '.join(wrong[:5])}; check the file.")
+    # batches are counted for training alone, and in half precision beyond its largest number
+    converted |= {name: expected[name] for name in converted if name.endswith(".num_batches_tracked")}
     odd = [
         LAYOUTS[kind].source_name(name)
         for name, tensor in converted.items()
-        if (expected[name].is_floating_point() and not tensor.is_floating_point()) or not tensor.isfinite().all()
+        if tensor.is_meta
+        or (expected[name].is_floating_point() and tensor.dtype not in PRECISIONS)
+        or not tensor.isfinite().all()
     ]
     if odd:
         raise ValueError(f"{len(odd)} weights hold no usable numbers: {', '.join(odd[:5])}; check the file.")
@@ -222,7 +230,7 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
     for name in masks & set(given):
         if (given[name].float() - expected[name].float()).abs().max() > 1:
             raise ValueError(f"{LAYOUTS[kind].source_name(name)} is not the mask of shifted windows; check the file.")
-    for name in set(given) & {"logit_scale", "logit_scale_text"}:
+    for name in given.keys() & LOGIT_SCALES:
         if given[name].exp() > MAX_LOGIT_SCALE * 1.001:  # by what float32 has rounded
             raise ValueError(
                 f"{LAYOUTS[kind].source_name(name)} is {given[name].item():.4f}, beyond ln 100, where hf_clap's "
@@ -235,7 +243,7 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
 def _config_beside(tokenizer: str) -> PreTrainedConfig | None:
     """The configuration of the text tower in the tokenizer's folder or repository, if it is there."""
     try:
-        return AutoConfig.from_pretrained(tokenizer)
+        return AutoConfig.from_pretrained(tokenizer).get_text_config()  # a CLAP's has the tower's in it
     except (OSError, ValueError):
         return None
 
@@ -243,10 +251,11 @@ def _config_beside(tokenizer: str) -> PreTrainedConfig | None:
 def _load_tokenizer(tokenizer: str, kind: str) -> Any:
     try:
         words = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of any kind, at files that are not what it expects
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OSError(
-            f"The tokenizer {tokenizer} cannot be had ({str(error).splitlines()[0]}); pass a folder that holds it as "
-            "tokenizer (--tokenizer)."
+            f"The tokenizer {tokenizer} cannot be had ({reason}); pass a folder that holds it as tokenizer "
+            "(--tokenizer)."
         ) from error
     words.model_max_length = KINDS[kind].max_tokens or words.model_max_length
     words.padding_side = "right"
@@ -254,6 +263,7 @@ def _load_tokenizer(tokenizer: str, kind: str) -> Any:
 
 
 def _processor(extractor: HfClapFeatureExtractor, words: Any, text_config: PreTrainedConfig) -> HfClapProcessor:
+    processor = HfClapProcessor(extractor, words)  # which sees that there are words
     if len(words) > text_config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(words)} tokens and the text tower {text_config.vocab_size}; pass the tokenizer "
@@ -264,7 +274,7 @@ def _processor(extractor: HfClapFeatureExtractor, words: Any, text_config: PreTr
             f"The tokenizer pads with {words.pad_token_id} and the text tower with {text_config.pad_token_id}; pass "
             "the tokenizer that the checkpoint was trained with."
         )
-    return HfClapProcessor(extractor, words)
+    return processor
 
 
 def add_end_of_text(tokenizer: Any) -> Any:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, BertConfig, ClapModel, ClapProcessor, PreTrainedConfig
+from transformers import BertConfig, ClapModel, ClapProcessor, PreTrainedConfig
 
 from .checkpoint_config import POOL_SIZES, PUBLISHED_HEADS, mel_bank, stft_kernels, to_clap_config, to_clap_extractor
 from .checkpoint_file import new_output, writing
-from .checkpoint_names import LAYOUTS
-from .configuration_hf_clap import HfClapConfig
-from .conversion import MSCLAP_FRONT_END
+from .checkpoint_names import LAYOUTS, StateDict
+from .conversion import LOGIT_SCALES, MSCLAP_FRONT_END
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
+from .loading import check_checkpoint, load_model, load_processor
 from .modeling_hf_clap import MAX_LOGIT_SCALE, HfClapModel
 from .modeling_htsat import SwinBlock
 from .processing_hf_clap import HfClapProcessor
@@ -41,14 +41,8 @@ def convert_back(source: str | PathLike[str], output: str | PathLike[str], kind:
     if kind not in BACK:
         raise ValueError(f"There is no way back to {kind!r}; choose one of {', '.join(BACK)}.")
     with new_output(output, is_file=kind == "msclap-2022") as path:
-        config = AutoConfig.from_pretrained(source)
-        if not isinstance(config, HfClapConfig):
-            raise ValueError(f"{source} is a {config.model_type!r} checkpoint; --to takes a 'hf_clap' one.")
-        load: Any = HfClapModel.from_pretrained
-        model, loading = load(source, output_loading_info=True)
-        if any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-            raise ValueError(f"{source} does not hold the weights of a whole model; is it one side of one?")
-        BACK[kind](model, HfClapProcessor.from_pretrained(source), path)
+        check_checkpoint(str(source))
+        BACK[kind](load_model(str(source)), load_processor(str(source)), path)
     return Path(output)
 
 
@@ -66,7 +60,7 @@ def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: P
             "msclap's front end": _is_front_end(extractor, MSCLAP_FRONT_END | {"max_length_s": 5.0}),
         },
     )
-    state = LAYOUTS["msclap-2022"].to_theirs(model.state_dict())
+    state = LAYOUTS["msclap-2022"].to_theirs(_bounded(model))
     prefix = "audio_encoder.base."
     real, imaginary = stft_kernels(extractor)
     state[f"{prefix}spectrogram_extractor.stft.conv_real.weight"] = real
@@ -112,10 +106,8 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
     extractor = to_clap_extractor(processor.feature_extractor, config.audio_config.fusion)
     theirs = ClapModel(to_clap_config(config))
     theirs.to(dtype=model.dtype)  # type: ignore[call-arg]
-    state = LAYOUTS["transformers"].to_theirs(model.state_dict())
+    state = LAYOUTS["transformers"].to_theirs(_bounded(model))
     state.setdefault("logit_scale_t", state["logit_scale_a"])
-    for name in ("logit_scale_a", "logit_scale_t"):  # there nothing bounds it
-        state[name] = state[name].clamp(max=math.log(MAX_LOGIT_SCALE))
     frozen = {name: tensor for name, tensor in theirs.state_dict().items() if name not in state}
     unfilled = [name for name in frozen if not LAYOUTS["transformers"].why_left_behind(name)]
     if unfilled:
@@ -125,6 +117,14 @@ def _back_to_transformers(model: HfClapModel, processor: HfClapProcessor, path: 
         path.mkdir()
         theirs.save_pretrained(path)
         ClapProcessor(extractor, processor.tokenizer).save_pretrained(path)
+
+
+def _bounded(model: HfClapModel) -> StateDict:
+    """Its weights, with logit scales as large as they count: there nothing bounds them."""
+    return {
+        name: tensor.clamp(max=math.log(MAX_LOGIT_SCALE)) if name in LOGIT_SCALES else tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _has_computed_masks(model: HfClapModel) -> bool:

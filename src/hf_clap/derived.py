@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from operator import is_
+from operator import attrgetter, is_
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
@@ -142,7 +142,7 @@ def hooks_of_all() -> bool:
 class ModuleState:
     """
     What a module is made of, so that a change shows: its submodules and their classes, which tensors they have, and
-    whether anybody watches them, by a hook or in place of `forward`.
+    whether anybody watches them, by a hook or in place of `forward`, or one of them alone is in training.
 
     Args:
         module: as it is now.
@@ -170,4 +170,9 @@ class ModuleState:
         return chain.from_iterable(named.values() for named in self._named)
 
     def _is_watched(self) -> bool:
-        return hooks_of_all() or any(self._hooks) or any(map(dict.__contains__, self._attributes, repeat("forward")))
+        return (
+            hooks_of_all()
+            or any(self._hooks)
+            or any(map(dict.__contains__, self._attributes, repeat("forward")))
+            or any(map(attrgetter("training"), self._modules))  # dropout that draws at inference too
+        )

@@ -1,6 +1,7 @@
 """Push a checkpoint's folder to the Hub: all of a complete checkpoint in one commit, or nothing."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -188,7 +189,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _is_weights(name: str) -> bool:
-    return fnmatch(name, "model*.safetensors") or name == INDEX
+    return name == INDEX or re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name) is not None
 
 
 @contextmanager

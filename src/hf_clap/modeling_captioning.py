@@ -99,7 +99,7 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self._build_audio_side()
         self.mapper = PrefixMapper(config)
-        self.decoder = AutoModelForCausalLM.from_config(config.text_config)
+        self.decoder = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.post_init()
 
     @torch.no_grad()

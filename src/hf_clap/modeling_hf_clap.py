@@ -97,7 +97,8 @@ def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
         )
     accepted = inspect.signature(mapping[type(config)]).parameters
     options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
-    return through_onednn(auto_class.from_config(config, **options))
+    dtype = torch.get_default_dtype()  # not that of the checkpoint which the configuration is from
+    return through_onednn(auto_class.from_config(config, dtype=dtype, **options))
 
 
 class HfClapPreTrainedModel(PreTrainedModel):

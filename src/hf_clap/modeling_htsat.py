@@ -154,8 +154,8 @@ class SwinBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attention = WindowAttention(config, dim, config.num_attention_heads[stage], self.window_size)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.linear1 = Linear(dim, round(dim * config.mlp_ratio))
-        self.linear2 = Linear(round(dim * config.mlp_ratio), dim)
+        inner = int(dim * config.mlp_ratio + 1e-6)  # cut off, as the peers do, but not by what a quotient is rounded
+        self.linear1, self.linear2 = Linear(dim, inner), Linear(inner, dim)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.drop_path = DropPath(drop_path)
         self.register_buffer("shift_mask", self.make_shift_mask())  # msclap's and LAION's have it, and it counts there

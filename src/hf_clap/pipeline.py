@@ -5,22 +5,19 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice, repeat
-from json import JSONDecodeError
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig
 
-from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .derived import Derived
 from .embedding import Clip, Embedder, active_adapters, embed_texts, window_and_hop
 from .linear import is_slow_on_cpu
+from .loading import check_checkpoint, load_model, load_processor
 from .modeling_hf_clap import HfClapModel
 from .onnx_model import HfClapOnnxModel, OnnxEmbedder
 from .processing_hf_clap import HfClapProcessor
@@ -36,13 +33,6 @@ DEFAULT_WINDOW_S = 2.0
 
 # Label sets whose embeddings are kept between calls.
 CACHED_LABEL_SETS = 8
-
-# What is done with models that are not whole.
-ADVICE = {
-    "HfClapForAudioClassification": 'transformers\' pipeline("audio-classification") takes it',
-    "HfClapAudioModelWithProjection": "load it by its own class, or choose the model that it is of",
-    "HfClapTextModelWithProjection": "load it by its own class, or choose the model that it is of",
-}
 
 LabelEmbeds = OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], torch.Tensor]  # by labels and templates
 
@@ -308,7 +298,7 @@ def pipeline(
                 "out device and dtype."
             )
         exported = HfClapOnnxModel.from_pretrained(model, revision)
-        processor = processor or _load_processor(str(model), revision or "main")
+        processor = processor or load_processor(str(model), revision or "main")
         return HfClapPipeline(exported, processor, batch_size)
     if isinstance(model, nn.Module) and hasattr(model, "get_base_model"):  # peft's, with adapters in its layers
         model = cast(Any, model).get_base_model()
@@ -322,9 +312,9 @@ def pipeline(
             raise TypeError(f"{what} is not a model; pass a folder, a Hub id or a HfClapModel.")
         source = TINY if model is None else str(model)
         revision = revision or "main"
-        _check_checkpoint(source, revision)
-        processor = processor or _load_processor(source, revision)
-        loaded = _load_model(source, revision, "auto" if dtype is None else _as_dtype(dtype))
+        check_checkpoint(source, revision)
+        processor = processor or load_processor(source, revision)
+        loaded = load_model(source, revision, "auto" if dtype is None else _as_dtype(dtype))
         if device is None and torch.cuda.is_available():
             device = "cuda"
     if device is not None:
@@ -347,48 +337,6 @@ def _groups(inputs: Iterator[Any], sizes: Iterable[int], failures: list[Exceptio
             yield group
         if failures or not group:
             return
-
-
-def _check_checkpoint(source: str, revision: str) -> None:
-    """Say in one sentence why a checkpoint cannot be used, before transformers says it in twenty."""
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise OSError(
-            f"{source!r} is neither a folder with a checkpoint in it nor a model on the Hub within reach"
-            f"{'' if revision == 'main' else f' at the revision {revision!r}'}; check the name and the network."
-        ) from error
-    if not isinstance(config, HfClapConfig):
-        advice = {
-            "clap": "run `hf-clap convert SOURCE OUT --from transformers` and choose OUT",
-            HfClapCaptioningConfig.model_type: "captions come from HfClapForAudioCaptioning",
-        }.get(config.model_type, "choose a model of type hf_clap")
-        raise ValueError(f"{source!r} is a {config.model_type!r} checkpoint, not a hf_clap one; {advice}.")
-    for architecture in set(config.architectures or ()) & set(ADVICE):
-        raise ValueError(f"{source!r} is a {architecture}, which cannot tag by words; {ADVICE[architecture]}.")
-
-
-def _load_processor(source: str, revision: str) -> HfClapProcessor:
-    try:
-        processor: HfClapProcessor = HfClapProcessor.from_pretrained(source, revision=revision)
-    except JSONDecodeError as error:
-        raise OSError(f"A JSON file of {source!r} is damaged ({error}); download or save it again.") from error
-    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
-        raise OSError(f"The tokenizer of {source!r} has no vocabulary; add its tokenizer.json.")
-    return processor
-
-
-def _load_model(source: str, revision: str, dtype: Any) -> HfClapModel:
-    load: Any = HfClapModel.from_pretrained
-    try:
-        model, loading = load(source, revision=revision, dtype=dtype, output_loading_info=True)
-    except SafetensorError as error:
-        raise OSError(f"The weights of {source!r} are damaged ({error}); download or save them again.") from error
-    if missing := sorted(loading["missing_keys"]):
-        raise OSError(
-            f"{source!r} lacks {len(missing)} weights of a whole model, such as {missing[0]}; is it one side?"
-        )
-    return model
 
 
 def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:

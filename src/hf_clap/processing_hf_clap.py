@@ -14,6 +14,9 @@ class HfClapProcessor(ProcessorMixin):
         feature_extractor (`HfClapFeatureExtractor`): for `audio`.
         tokenizer (`PreTrainedTokenizerBase`): for `text`.
 
+    Raises:
+        ValueError: for a tokenizer with special tokens alone, to which all texts are the same.
+
     Example:
 
     ```python
@@ -30,6 +33,8 @@ class HfClapProcessor(ProcessorMixin):
 
     def __init__(self, feature_extractor: Any, tokenizer: Any):
         super().__init__(feature_extractor, tokenizer)
+        if tokenizer is not None and len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("The tokenizer has no vocabulary; add its tokenizer.json to the folder that it is from.")
 
     def __call__(
         self,
