@@ -2,9 +2,11 @@
 
 import random
 import re
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -126,6 +128,22 @@ def test_a_file_that_is_damaged_later(tmp_path):
     for use in (lambda: cache.get(["a"]), lambda: cache.put({"a": {"x": np.ones(1)}})):
         with pytest.raises(OSError, match=re.escape(f"The cache {cache.path} cannot be used")):
             use()
+
+
+@pytest.mark.parametrize("value", [b"no arrays", None, "text"])
+def test_an_entry_that_is_damaged(tmp_path, value):
+    cache = ArrayCache(tmp_path / "cache.sqlite")
+    with closing(sqlite3.connect(cache.path)) as connection, connection:
+        connection.execute("INSERT INTO arrays VALUES ('a', ?)", (value,))
+    with pytest.raises(OSError, match=re.escape(f"The cache {cache.path} cannot be used")):
+        cache.get(["a"])
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    sentence = f"The folder {tmp_path / 'file'} cannot be made for a cache (File exists); choose another."
+    with pytest.raises(OSError, match=f"^{re.escape(sentence)}$"):
+        ArrayCache(tmp_path / "file" / "cache.sqlite")
 
 
 def test_views_come_back_as_they_look(tmp_path):

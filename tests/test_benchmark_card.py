@@ -2,10 +2,11 @@
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
@@ -100,7 +101,7 @@ def test_the_rest_of_the_card_stays_and_results_are_replaced(folder):
     first = (folder / "README.md").read_text()
     assert "How it came about.\n\n## Limits\n\nMany.\n\n## Benchmark\n\n" + START in first
     assert "- `{}`, `the sound of {}`: ESC-50; ESC-10" in first
-    assert "- ESC-10: a.wav: a.wav is empty" in first
+    assert "- ESC-10: a.wav\n" in first
     write_card(folder, benchmark_card(folder, [PROBE]))
     second = ModelCard.load(folder / "README.md")
     assert second.text.count(START) == second.text.count(END) == 1
@@ -152,6 +153,111 @@ def test_results_of_others_stay(folder):
     card = benchmark_card(folder, [result()])
     assert card.data.model_name == "Mine"
     assert {r.dataset_name: r.metric_value for r in card.data.eval_results} == {"own sounds": 0.5, "ESC-50": 0.71251}
+
+
+def with_own_results(folder, *rows):
+    """The card with results that its user has put there: rows of data set, metric and value."""
+    own = [
+        EvalResult("audio-classification", f"own/{name}", name, "accuracy", value, metric_name=m)
+        for name, m, value in rows
+    ]
+    card = ModelCard.load(folder / "README.md")
+    card.data.model_name, card.data.eval_results = "Mine", own
+    card.save(folder / "README.md")
+
+
+def in_index(folder):
+    found = ModelCard.load(folder / "README.md").data.eval_results
+    return [(result.dataset_name, result.metric_name, result.metric_value) for result in found]
+
+
+def test_own_results_on_data_of_the_benchmark_stay(folder):
+    own = [("ESC-50", "top 5 accuracy", 0.5), ("ESC-10", "accuracy (probe)", 0.6), ("a|b", "accuracy (mine)", 0.7)]
+    with_own_results(folder, *own, ("ESC-50", "accuracy (probe)", 0.8))
+    odd = result(task="odd", title="a|b")
+    for value in (0.1, 0.2):  # the second time our row of a|b stands in the card
+        probe = dataclasses.replace(PROBE, value=value)
+        write_card(folder, benchmark_card(folder, [probe, odd]))
+        assert in_index(folder) == [
+            *own,
+            ("ESC-50", "accuracy (probe)", value),
+            ("a|b", "accuracy (zero-shot)", 0.71251),
+        ]
+    write_card(folder, benchmark_card(folder, [probe]))
+    assert in_index(folder) == [*own, ("ESC-50", "accuracy (probe)", 0.2)]
+
+
+def test_a_sweep_says_its_prompts(folder):
+    sweep = [result(prompt={"templates": [template]}, value=value) for template, value in (("{}", 0.1), ("a|{}", 0.2))]
+    card = benchmark_card(folder, [*sweep, PROBE])
+    cells = [line.split(" | ")[1] for line in card.text.splitlines() if line.startswith("| ESC-50 |")]
+    assert cells == ["zero-shot, `{}`", "zero-shot, `a\\|{}`", "probe"]
+    write_card(folder, card)
+    assert in_index(folder) == [("ESC-50", "accuracy (zero-shot)", 0.1), ("ESC-50", "accuracy (probe)", 0.85)]
+    write_card(folder, benchmark_card(folder, [LOCAL]))
+    assert in_index(folder) == [("ESC-10", "accuracy (zero-shot)", 0.71251)]
+    layers = [dataclasses.replace(PROBE, training={"layers": count}) for count in (1, 3)]
+    assert [line.split(" | ")[1] for line in results_table(layers)[2:]] == ["probe, layers 1", "probe, layers 3"]
+
+
+def test_results_of_several_runs(folder):
+    with pytest.raises(ValueError, match=r"^A result of ESC-50 \(probe\) is given twice; name each file once\.$"):
+        benchmark_card(folder, [PROBE, LOCAL, PROBE])
+    other = dataclasses.replace(LOCAL, model="big", weights="def" * 10)
+    sentence = (
+        r"^The results are of several models \(tiny abcabcabcabcabca, big defdefdefdefdefd\); write a card for each"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        benchmark_card(folder, [PROBE, other])
+    seeded = [dataclasses.replace(PROBE, seed=1), dataclasses.replace(LOCAL, versions={"torch": "2.6.0"})]
+    lines = benchmark_card(folder, [result(), *seeded, LOCAL]).text.splitlines()
+    weights = "Weights `abcabcabcabcabca`, seed"
+    assert [line for line in lines if line.startswith("Weights")] == [
+        f"{weights} 0; torch 2.13.0.",
+        f"{weights} 1; torch 2.13.0.",
+        f"{weights} 0; torch 2.6.0.",
+    ]
+
+
+def test_folders_of_a_machine_are_not_in_the_card(folder):
+    failed = [
+        {"file": f"{folder}/a.wav", "error": f"a.wav does not exist in {folder}"},
+        {"file": "b/c.wav", "error": ""},
+    ]
+    text = benchmark_card(folder, [dataclasses.replace(LOCAL, failed=failed)]).text
+    assert "- ESC-10: a.wav\n- ESC-10: b/c.wav\n" in text
+    assert str(folder) not in text
+
+
+def test_recall_can_be_on_a_card(folder):
+    [indexed] = benchmark_card(folder, [result(metric="recall")]).data.eval_results
+    assert (indexed.metric_type, indexed.metric_name) == ("recall", "recall (zero-shot)")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"---\nlicense: [mit\n---\n# A\n", "while parsing a flow sequence"),
+        (b"---\n- mit\n---\n# A\n", "repo card metadata block should be a dict"),
+        (b"---\nlicense: mit\n---\n# \xff\n", "'utf-8' codec can't decode"),
+        (b"---\nmodel-index:\n- name: a\n---\n# A\n", "Invalid `model_index` in metadata cannot be parsed"),
+        (b"---\nmodel-index: some\n---\n# A\n", "Invalid `model_index` in metadata cannot be parsed"),
+    ],
+)
+def test_a_card_that_cannot_be_read(folder, content, reason):
+    (folder / "README.md").write_bytes(content)
+    sentence = f"{folder / 'README.md'} cannot be read as a model card in UTF-8 ({reason}"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}[^\n]*; correct it\\.$"):
+        benchmark_card(folder, [result()])
+
+
+def test_line_ends_of_windows_stay(folder):
+    readme = folder / "README.md"
+    readme.write_bytes(readme.read_bytes().replace(b"\n", b"\r\n"))
+    for _ in range(2):
+        write_card(folder, benchmark_card(folder, [result()]))
+        assert readme.read_bytes().count(b"\n") == readme.read_bytes().count(b"\r\n") > 20
+        assert metadata_load(readme)["model-index"][0]["name"] == "My CLAP"
 
 
 def test_what_cannot_be_written(tmp_path):

@@ -42,6 +42,7 @@ def root(tmp_path_factory):
     (root / "esc10" / "metadata.csv").write_text("\n".join(labels) + "\n")
     (root / "clotho_captions" / "metadata.csv").write_text("\n".join(captions) + "\n")
     (root / "not_a_task").mkdir()
+    (root / "only_sounds" / "esc10").mkdir(parents=True)
     return root
 
 
@@ -223,7 +224,7 @@ def test_prompts(root, tmp_path, capsys):
         (["--task", "esc10", "--data-root", "ROOT", "--template", "no place"], "does not say where the label goes"),
         (
             ["--task", "esc10", "--setting", "probe", "--template", "{}"],
-            "--template and --descriptions are for zero-shot",
+            "--template is for zero-shot, with classes; leave it out.",
         ),
         (
             ["--task", "esc10", "--setting", "probe", "--prompt-sweep"],
@@ -248,6 +249,35 @@ def test_prompts(root, tmp_path, capsys):
         (
             ["--task", "esc10", "--plots", "ROOT/esc10/metadata.csv"],
             "is a file; name a folder for --plots",
+        ),
+        (["--task", "esc10", "--output", "/dev/null"], "--output: /dev/null is a device or a pipe; name a file"),
+        (
+            ["--task", "esc10", "--output", f"ROOT/{'long' * 62}.json"],
+            ".json cannot be written (File name too long); choose another",
+        ),
+        (
+            ["--task", "esc10", "--plots", "ROOT/esc10/metadata.csv/plots"],
+            "Nothing can be written to ROOT/esc10/metadata.csv/plots (Not a directory); choose another for --plots.",
+        ),
+        (
+            ["--task", "clotho_captions", "--data-root", "ROOT", "--prompt-sweep"],
+            "--prompt-sweep is for zero-shot, with classes; leave it out.",
+        ),
+        (
+            ["--task", "clotho_captions", "--data-root", "ROOT", "--template", "{}"],
+            "--template is for zero-shot, with classes; leave it out.",
+        ),
+        (
+            ["--task", "clotho_captions", "--data-root", "ROOT", "--descriptions", "none.json"],
+            "--descriptions is for zero-shot, with classes; leave it out.",
+        ),
+        (
+            ["--task", "esc10", "--data-root", "ROOT", "--setting", "zero-shot", "--setting", "retrieval"],
+            "ESC-10 cannot be done in the setting retrieval; choose zero-shot or probe or finetune.",
+        ),
+        (
+            ["--task", "all", "--data-root", "ROOT/only_sounds", "--setting", "retrieval"],
+            "No task can be done as retrieval; choose another --setting.",
         ),
         (["--task", "esc10", "--seed", "-1"], "--seed -1 is not possible; choose one from 0 to 4294967295."),
         (["--task", "esc10", "--batch-size", "0"], "--batch-size: '0' is not possible; choose a whole"),
@@ -275,6 +305,16 @@ def test_one_task_that_fails_does_not_stop_the_others(root, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "hf-clap: esc10: No clip of ESC-10 can be read; the first says: 0.flac is empty (0 bytes)" in captured.err
     assert "clotho_captions" in captured.out
+
+
+def test_a_task_that_does_not_fit_the_setting(root, tmp_path, capsys):
+    arguments = ["--data-root", root, "--cache-dir", tmp_path, "--setting", "retrieval"]
+    assert run("--task", "clotho_captions", "--task", "esc10", *arguments) == 1
+    captured = capsys.readouterr()
+    assert "hf-clap: esc10 is left out: it cannot be done as retrieval\n" in captured.err
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["task", "clotho_captions"]
+    assert run("--task", "all", *arguments) == 0  # which names no task
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_compare(root, tmp_path, capsys):

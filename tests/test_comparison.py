@@ -19,7 +19,7 @@ def result(metric="accuracy", *, outcomes=(), values=None, task="esc50", sha256=
         ]
     else:
         items = [{"query": f"caption {n}", "hit": bool(hit)} for n, hit in enumerate(outcomes)]
-    measured = {"mAP": "average_precision", "macro F1": "f1"}.get(metric)
+    measured = {"mAP": "average_precision", "macro F1": "f1", "recall": "recall"}.get(metric)
     units = list((values or {}).values()) or list(outcomes)
     defaults = {
         "task": task,
@@ -31,7 +31,7 @@ def result(metric="accuracy", *, outcomes=(), values=None, task="esc50", sha256=
         "chance": 0.5,
         "n": len(units),
         "metrics": {},
-        "per_class": {name: {measured: value, "recall": 0.5} for name, value in (values or {}).items()},
+        "per_class": {name: {"recall": 0.5, measured: value} for name, value in (values or {}).items()},
         "folds": {},
         "items": items,
         "failed": [],
@@ -74,7 +74,7 @@ def test_five_better_and_none_worse():
     assert compared.p_value == pytest.approx(2 * 0.5**5)
 
 
-@pytest.mark.parametrize("metric", ["mAP", "macro F1"])
+@pytest.mark.parametrize("metric", ["mAP", "macro F1", "recall"])
 def test_classes_by_wilcoxon(metric):
     first = {"dog": 0.1, "rain": 0.2, "wind": 0.3, "bell": 0.4, "siren": 0.5, "train": 0.6}
     gains = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]

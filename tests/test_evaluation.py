@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -239,6 +240,44 @@ def test_class_embeds_are_means_of_texts():
     )
     expected = np.array([[1, 1, 0] / np.sqrt(2), [1, 1, 2] / np.sqrt(6)])
     assert np.abs(embeds - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite(bad, tmp_path):
+    task = dataclasses.replace(TASKS["esc10"], classes=("a", "b"), folds=())
+    clips = [Clip(f"{number}.wav", partial(audio_of, number), (number % 2,)) for number in range(10)]
+    data, vectors = TaskData(tuple(clips), "folder"), np.eye(10, 2, dtype=np.float32)
+    advice = "; check its weights, or choose dtype float32."
+    cache = ArrayCache(tmp_path / "cache.sqlite")
+    vectors[3] = vectors[9] = bad
+    for kept in (0, 8):  # the first eight clips come from the cache of an older version, which kept them
+        embedder = FakeEmbedder(vectors, {})
+        with pytest.raises(ValueError, match=re.escape(f"NaN or infinite embeddings for 3.wav{advice}")):
+            embed_task(task, data, embedder, cache)
+        assert cache.all_keys() == {f"fake cpu 8 {task_embedding._content(clip)}" for clip in clips[:kept]}
+        old = {f"fake cpu 8 {task_embedding._content(clip)}": vectors[n] for n, clip in enumerate(clips[:8])}
+        cache.put({key: {"pooled": vector, "embed": vector} for key, vector in old.items()})
+    of_text = {"a": np.ones(2), "b": np.array([1, bad]), "c": np.array([bad, 1])}
+    with pytest.raises(ValueError, match=re.escape(f"NaN or infinite embeddings for b, …{advice}")):
+        evaluation.class_embeds(["a", "b", "c"], Prompts(("{}",)), FakeEmbedder(None, of_text))
+    captioned = TaskData((Clip("1.wav", partial(audio_of, 0), captions=("a", "b")),), "folder")
+    embedder = FakeEmbedder(np.eye(2, dtype=np.float32), of_text)
+    embedded = embed_task(TASKS["clotho"], captioned, embedder)
+    with pytest.raises(ValueError, match=re.escape(f"NaN or infinite embeddings for b{advice}")):
+        evaluate(embedded, embedder)
+
+
+def test_chance_is_the_mean_over_folds(few_draws):
+    """Each fold has one clip of a class and three of the other: chance is not that of 4 of 8 clips."""
+    task = Task("two", "Two", "sound events", "mAP", classes=("a", "b"), multi_label=True, folds=("1", "2"))
+    clips = [Clip(str(number), partial(audio_of, number), (int(number < 4),)) for number in range(8)]
+    embedder = FakeEmbedder(np.eye(8, dtype=np.float32), {})
+    embedded = embed_task(task, TaskData(tuple(clips), "folder"), embedder)
+    folds = {"1": np.array([0, 1, 2, 7]), "2": np.array([3, 4, 5, 6])}
+    measured = evaluation._classify(embedded, np.zeros((8, 2)), np.arange(8), folds, seed=0)
+    harmonic = 25 / 12  # of four clips; Bestgen 2015
+    of_one, of_three = (harmonic / 4, (harmonic + 2 / 3 * (4 - harmonic)) / 4)
+    assert measured["chance"] == pytest.approx((of_one + of_three) / 2, abs=1e-12)
 
 
 def test_retrieval_is_of_clips_and_all_their_captions(few_draws):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_score, recall_score
 
+from hf_clap import metrics
 from hf_clap.metrics import (
     WEIGHTED,
     best_class,
@@ -175,6 +176,38 @@ def test_folds_are_averaged_whatever_their_size():
     assert [low, high] == pytest.approx([0.5 - 1.96 * error, 0.5 + 1.96 * error], abs=0.3 * error)
 
 
+def spread(seed, clips, classes):
+    """Scores of clips of one class each that are a little higher for it."""
+    targets = np.eye(classes, dtype=bool)[np.arange(clips) % classes]
+    return np.random.default_rng(seed).normal(size=targets.shape) + targets, targets
+
+
+def test_interval_of_map_holds_the_value():
+    """Clips that are drawn twice make the mAP of draws higher: uncorrected, all of the interval is above it."""
+    measure = WEIGHTED["mAP"](*spread(0, clips=1000, classes=50))
+    value = measure(np.ones((1, 1000)))[0]
+    low, high = bootstrap_interval([(1000, measure)], seed=0, biased=True)
+    assert (value, low, high) == pytest.approx((0.0963, 0.083, 0.1101), abs=5e-4)
+
+
+def test_interval_of_map_holds_the_mean_in_19_of_20_cases(monkeypatch):
+    monkeypatch.setattr(metrics, "RESAMPLES", 100)
+    ones = np.ones((1, 200))
+    mean = np.mean([WEIGHTED["mAP"](*spread(1000 + seed, 200, 40))(ones) for seed in range(100)])
+    held = 0
+    for seed in range(40):
+        low, high = bootstrap_interval([(200, WEIGHTED["mAP"](*spread(seed, 200, 40)))], seed, biased=True)
+        held += low <= mean <= high
+    assert held >= 36  # without the correction 22
+
+
+def test_corrected_intervals_stay_between_0_and_1():
+    hits = [(4, lambda weights: (weights > 0).mean(axis=1))]  # 1 on the clips, about 0.68 on draws
+    low, high = bootstrap_interval(hits, seed=0, biased=True)
+    assert 0.8 < low < 1
+    assert high == 1
+
+
 def test_every_resample_draws_as_many_clips_as_there_are():
     drawn = []
 
@@ -213,3 +246,10 @@ def test_scores_that_are_probabilities_are_reliable():
     right = np.random.default_rng(1).uniform(size=200_000) < scores
     assert reliability(scores, right).error < 0.005
     assert reliability(scores, ~right).error == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_task_of_one_class(multi_label):
+    measured = classification_metrics(np.array([[0.9], [0.2]]), np.ones((2, 1), dtype=bool), ["a"], multi_label)
+    assert measured.metrics["macro F1"] == 1
+    assert (measured.per_class["a"]["recall"], measured.per_class["a"]["precision"]) == (1, 1)

@@ -1,7 +1,9 @@
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from hf_clap import plot
 from hf_clap.plot import (
     COLUMNS,
     MAX_LABELS,
@@ -108,3 +110,27 @@ def test_reliability(tmp_path):
         plot_reliability(tmp_path / f"{name}.png", curves)
     one, two = (imread(tmp_path / f"{name}.png") for name in ("one", "two"))
     assert two.shape[1] == 2 * one.shape[1]
+
+
+def test_dollar_signs_are_no_formulas(tmp_path, monkeypatch):
+    """Nor are they where the formula would be wrong."""
+    names = ["$x$", r"$\frac$"]
+
+    def draw(folder):
+        folder.mkdir()
+        plot_classes(folder / "classes.png", names[0], dict.fromkeys(names, 0.5), "f1")
+        plot_confusion(folder / "confusion.png", names[1], names, np.eye(2, dtype=int))
+        prediction = {"label": names[1], "score": 1.0, "timestamp": (0.0, 4.0)}
+        plot_timeline(folder / "timeline.png", SILENCE, 16000, [prediction])
+        plot_training(folder / "training.png", [{"step": 1, "loss": 1.0, "r@1 of $x$": 0.5}])
+        nan = float("nan")
+        curve = (0.1, np.array([0.2, nan]), np.array([0.3, nan]), np.array([4, 0]))
+        plot_reliability(folder / "reliability.png", {names[1]: curve})
+        return [imread(file) for file in sorted(folder.iterdir())]
+
+    pictures = draw(tmp_path / "ours")
+    monkeypatch.setattr(plot, "_as_it_is", str)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        expected = draw(tmp_path / "without_formulas")
+    assert len(pictures) == 5
+    assert all(np.array_equal(*pair) for pair in zip(pictures, expected, strict=True))

@@ -74,6 +74,11 @@ def test_descriptions_are_read(tmp_path):
         (b'{"rain": []}', "does not describe 'rain' by texts; write one, or a list of them."),
         (b'{"rain": ["drops", ""]}', "does not describe 'rain' by texts; write one, or a list of them."),
         (b'{"rain": [1]}', "does not describe 'rain' by texts; write one, or a list of them."),
+        (
+            b'{"dog": "a bark", "rain": "drops", "dog": "a whine"}',
+            "cannot be read as JSON in UTF-8 ('dog' is there twice",
+        ),
+        (b"[" * 100_000, "cannot be read as JSON in UTF-8 (maximum recursion depth exceeded"),
         (b'{"rain": null}', "does not describe 'rain' by texts; write one, or a list of them."),
     ],
 )
@@ -82,6 +87,13 @@ def test_descriptions_that_cannot_be_used(tmp_path, content, sentence):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(f"{file} {sentence}")):
         read_descriptions(file, ["dog", "rain"])
+
+
+def test_descriptions_that_no_tokenizer_reads(tmp_path):
+    file = tmp_path / "words.json"
+    file.write_text('{"dog": ["a bark", "\\ud800"]}')
+    with pytest.raises(ValueError, match=re.escape(f"{file}: Description {chr(0xD800)!r} is not valid Unicode;")):
+        read_descriptions(file, ["dog"])
 
 
 def test_descriptions_that_are_not_there(tmp_path):

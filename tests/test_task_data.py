@@ -98,6 +98,12 @@ def test_folds(tmp_path):
     assert [clip.fold for clip in load_task(free, [folder]).clips] == ["left"]
 
 
+def test_folds_with_spaces_around_them(tmp_path):
+    rows = [["1.wav", "rain", " test "], ["2.wav", "rain", " "]]
+    folder = write_folder(tmp_path, "file_name label fold", *rows)
+    assert [clip.fold for clip in load_task(SOUNDS, [folder]).clips] == ["test", None]
+
+
 def test_several_folders_are_read_as_one(tmp_path):
     first = write_folder(tmp_path / "first", "file_name label", ["1.wav", "rain"])
     second = write_folder(tmp_path / "second", "file_name label", ["1.wav", "honk"], ["2.wav", "rain"])
@@ -150,6 +156,12 @@ RAIN = ["1.wav", "rain"]
             "file_name label fold",
             [[*RAIN, "dev"]],
             "{metadata}: row 2 is in fold 'dev', but Some sounds has train, test; correct the fold.",
+        ),
+        (
+            SOUNDS,
+            "file_name label label",
+            [[*RAIN, "honk"]],
+            "{metadata} has the column 'label' twice; leave one of them out.",
         ),
         (SOUNDS, "file_name label", [RAIN, ["", "rain"]], "{metadata}: row 3 names no file; fill in file_name."),
         (SOUNDS, "file_name label", [RAIN, RAIN], "1.wav is there twice among the clips of sounds; name each file"),

@@ -32,7 +32,7 @@ ACCURACY = TaskResult(
     prompt={"templates": ["{}"], "descriptions": {"dog": ["a bark"]}},
     seed=7,
     training={"epochs": 30, "lr": 1e-3},
-    data={"source": "folder", "sha256": "2" * 64},
+    data={"source": "folder", "revision": None, "sha256": "2" * 64},
     versions={"torch": "2.0"},
 )
 RETRIEVAL = dataclasses.replace(
@@ -105,6 +105,10 @@ def test_an_item_and_a_class_have_a_line_each():
     assert ' "seed": 7,' in lines
 
 
+def changed(**fields):
+    return json.dumps(dataclasses.asdict(ACCURACY) | fields).encode()
+
+
 def without(field):
     return json.dumps({name: value for name, value in dataclasses.asdict(ACCURACY).items() if name != field})
 
@@ -119,7 +123,15 @@ def without(field):
         b'["esc50"]',
         without("versions").encode(),
         without("ci95").encode(),
-        json.dumps(dataclasses.asdict(ACCURACY) | {"extra": 1}).encode(),
+        changed(extra=1),
+        changed(value=None),
+        changed(ci95=[0.1]),
+        changed(data={"source": "folder", "revision": None}),
+        changed(items=[{"label": "dog", "predicted": "dog"}]),
+        changed(items=["1.wav"]),
+        changed(setting="retrieval"),  # then items are queries
+        changed(failed=[{"file": "2.wav"}]),
+        b"[" * 100_000,
     ],
 )
 def test_a_file_that_holds_no_results(tmp_path, content):

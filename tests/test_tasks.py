@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hf_clap.prompts import DEFAULT_TEMPLATE, check_templates
-from hf_clap.tasks import SETTINGS, TASKS, TRAIN_AND_TEST, find_task
+from hf_clap.tasks import SETTINGS, TASKS, TRAIN_AND_TEST, Task, find_task
 
 # Elizalde et al. 2022: classes, metric, zero-shot, frozen probe, fine-tuned
 PAPER = {
@@ -200,3 +200,24 @@ def test_find_task():
         ValueError, match=r"^There is no task 'esc51'; choose all or one of esc50, fsd50k, urbansound8k,"
     ):
         find_task("esc51")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"classes": ("Dog", "cat", "dog")}, "A set has the class 'dog' twice, but for upper case and _; rename one."),
+        ({"classes": ("a_b", "a b")}, "A set has the class 'a b' twice, but for upper case and _; rename one."),
+        ({"classes": ("a", "a")}, "A set has the class 'a' twice, but for upper case and _; rename one."),
+        ({"metric": "mAP"}, "A set cannot have the metric 'mAP'; choose accuracy or macro F1 or recall."),
+        ({"multi_label": True}, "A set cannot have the metric 'accuracy'; choose mAP or macro F1."),
+        ({"classes": ()}, "A set cannot have the metric 'accuracy'; choose text_to_audio_r@1."),
+    ],
+)
+def test_a_row_that_cannot_be(fields, sentence):
+    row = {"name": "set", "title": "A set", "domain": "tests", "metric": "accuracy", "classes": ("a", "b")}
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        Task(**row | fields)
+
+
+def test_chance_of_recall():
+    assert Task("set", "A set", "tests", "recall", classes=("a", "b", "c", "d")).chance == 0.25

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 DEFAULT_FOLDER = Path(HF_HOME) / "hf_clap" / "evaluation"
@@ -42,7 +43,12 @@ class ArrayCache:
 
     def __init__(self, path: str | PathLike[str]):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"The folder {self.path.parent} cannot be made for a cache ({error.strerror}); choose another."
+            ) from error
         with self._open() as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS arrays (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
@@ -79,7 +85,7 @@ class ArrayCache:
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
                 yield connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, SafetensorError, TypeError) as error:  # the last for what is no bytes
             raise OSError(
                 f"The cache {self.path} cannot be used ({error}); see that there is room, or delete the file."
             ) from error

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from tqdm import tqdm
@@ -107,19 +108,21 @@ def run_eval(options: argparse.Namespace) -> int:
     if options.plots:
         from .plot import plot_classes  # noqa: F401, matplotlib is an extra: say so before the work, not after it
 
-        options.plots.mkdir(parents=True, exist_ok=True)
+        _make_folder(options.plots)
     several = _several(options)
-    tasks = list(_find_tasks(options))
-    data = {task.name: load_task(task, folders) for task, folders in tasks if folders}  # errors come before the work
+    tasks = list(_with_settings(options))
+    if not tasks:
+        raise ValueError(f"No task can be done as {' or '.join(options.setting)}; choose another --setting.")
+    failed = options.task != ["all"] and len(tasks) < len(set(options.task))
+    data = {task.name: load_task(task, folders) for task, folders, _ in tasks if folders}  # errors precede the work
     tagger = pipeline(options.model, device=options.device, dtype=options.dtype)
     embedder = Embedder(tagger.model, tagger.processor, options.batch_size)
     cache = ArrayCache(options.cache_dir / f"{embedder.fingerprint[:16]}.sqlite")
     results: list[TaskResult] = []
-    failed = False
     rows = _Table(options.format)
-    for task, _ in tasks:
+    for task, _, settings in tasks:
         try:
-            for result in _results(task, data.get(task.name), embedder, cache, several, options):
+            for result in _results(task, data.get(task.name), embedder, cache, settings, options):
                 rows.show(result)
                 results.append(result)
         except (ValueError, OSError) as error:
@@ -128,7 +131,7 @@ def run_eval(options: argparse.Namespace) -> int:
             failed = True
             tqdm.write(f"hf-clap: {task.name}: {error}", file=sys.stderr)
     if not results:
-        raise ValueError("No task could be done in that setting; see above.")
+        raise ValueError("No task could be done; see above.")
     for task_name, clips in {result.task: result.failed for result in results}.items():
         for clip in clips:
             failed = True
@@ -159,8 +162,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--descriptions is for the classes of one task; name it with --task.")
     if options.prompt_sweep and options.setting not in (None, ["zero-shot"]):
         raise ValueError("--prompt-sweep is zero-shot; leave --setting out.")
-    if (options.template or options.descriptions) and "zero-shot" not in (options.setting or ["zero-shot"]):
-        raise ValueError("--template and --descriptions are for zero-shot; leave them out.")
     settings = options.setting or []
     if options.layers != 1 and "probe" not in settings:
         raise ValueError("--layers is for --setting probe; leave it out.")
@@ -168,6 +169,37 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--epochs is for --setting probe and finetune; leave it out.")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed {options.seed} is not possible; choose one from 0 to {2**32 - 1}.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):  # a folder that is there may be somebody else's
+            pass
+    except OSError as error:
+        raise OSError(f"Nothing can be written to {folder} ({error.strerror}); choose another for --plots.") from error
+
+
+def _with_settings(options: argparse.Namespace) -> Iterator[tuple[Task, Sequence[Path], Sequence[str]]]:
+    """Tasks with their folders and the settings to do them in: of several tasks, each in those that it can."""
+    chosen = []
+    for task, folders in _find_tasks(options):
+        usual = ["zero-shot"] if options.prompt_sweep else [task.settings[0]]
+        wanted = list(dict.fromkeys(options.setting or usual))
+        chosen.append((task, folders, wanted, [setting for setting in wanted if setting in task.settings]))
+    if not any("zero-shot" in settings for *_, settings in chosen):
+        for name in ("template", "descriptions", "prompt_sweep"):
+            if getattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')} is for zero-shot, with classes; leave it out.")
+    for task, folders, wanted, settings in chosen:
+        unfit = " and ".join(setting for setting in wanted if setting not in settings)
+        if not unfit or (settings and _several(options)):
+            yield task, folders, settings
+        elif not _several(options):
+            usable = " or ".join(task.settings)
+            raise ValueError(f"{task.title} cannot be done in the setting {unfit}; choose {usable}.")
+        elif options.task != ["all"]:
+            print(f"hf-clap: {task.name} is left out: it cannot be done as {unfit}", file=sys.stderr)
 
 
 def _find_tasks(options: argparse.Namespace) -> Iterator[tuple[Task, Sequence[Path]]]:
@@ -198,19 +230,12 @@ def _results(
     data: TaskData | None,
     embedder: Embedder,
     cache: ArrayCache,
-    several: bool,
+    settings: Sequence[str],
     options: argparse.Namespace,
 ) -> Iterator[TaskResult]:
     from .evaluation import evaluate  # scikit-learn is an extra
     from .task_embedding import embed_task
 
-    settings = list(dict.fromkeys(options.setting or [task.settings[0]]))
-    if several:  # those that this one can be done in
-        settings = [setting for setting in settings if setting in task.settings]
-    if options.prompt_sweep:
-        settings = [setting for setting in settings if setting == "zero-shot"]
-    if not settings:
-        return
     training = {"layers": options.layers, "epochs": options.epochs, "seed": options.seed, "cache": cache}
     all_prompts = list(_prompts(task, options)) if "zero-shot" in settings else []  # errors come before the work
     embedded = embed_task(task, data or load_task(task), embedder, cache)

@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
 from .pipeline import TINY
@@ -59,8 +60,15 @@ def seconds(text: str) -> float:
 def file_to_write(text: str) -> Path:
     """A file that can be made, or made anew."""
     path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder of {path} does not exist; make it, or choose another")
+    try:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device or a pipe"
+            raise argparse.ArgumentTypeError(f"{path} is {what}; name a file")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"the folder of {path} does not exist; make it, or choose another")
+        place = path.resolve()
+        with NamedTemporaryFile(prefix=f".{place.name}.", dir=place.parent):  # as it will be written
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written ({error.strerror}); choose another") from error
     return path

@@ -6,7 +6,11 @@ from typing import NamedTuple
 from .task_result import TaskResult
 
 ALPHA = 0.05  # below which a difference is called significant
-OF_CLASSES = {"mAP": "average_precision", "macro F1": "f1"}  # metrics that are means of values of classes
+OF_CLASSES = {
+    "mAP": "average_precision",
+    "macro F1": "f1",
+    "recall": "recall",
+}  # metrics that are means of values of classes
 
 
 class Comparison(NamedTuple):
@@ -32,7 +36,7 @@ class Comparison(NamedTuple):
 def compare(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[Comparison]:
     """
     Pair the results of two runs and test each pair: outcomes of clips and queries with McNemar's exact test, values of
-    classes (mAP, macro F1) with Wilcoxon's signed-rank test, both two-sided.
+    classes (mAP, macro F1, recall) with Wilcoxon's signed-rank test, both two-sided.
 
     Args:
         first, second: of two models, or of two ways to do a task. A single result each is one pair whatever its

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .metrics import WEIGHTED, bootstrap_interval, chance, classification_metric
 from .prompts import Prompts
 from .retrieval import rankings, retrieval_metrics
 from .supervised import BATCH_SIZE, EPOCHS, FINETUNE_LEARNING_RATE, HIDDEN_UNITS, PROBE_LEARNING_RATE, finetune, probe
-from .task_embedding import EmbeddedTask, sha256_of
+from .task_embedding import EmbeddedTask, check_finite, sha256_of
 from .task_result import TaskResult
 from .tasks import TRAIN_AND_TEST
 
@@ -54,7 +55,8 @@ def evaluate(
         TaskResult: the value with its interval, and all that it came from. Trained settings give the mean over folds.
 
     Raises:
-        ValueError: for a setting that the task cannot be done in, or a fold without clips.
+        ValueError: for a setting that the task cannot be done in, a fold without clips, or a model that gives NaN or
+            infinite embeddings.
 
     Example:
 
@@ -123,10 +125,16 @@ def evaluate(
 def class_embeds(classes: Sequence[str], prompts: Prompts, embedder: Embedder) -> np.ndarray:
     """`(classes, dim)` float32, L2-normalised: of each class the mean over its texts."""
     texts = [prompts.texts_of(name) for name in classes]
-    embeds = embedder.texts([text for of_class in texts for text in of_class])
+    embeds = _text_embeds([text for of_class in texts for text in of_class], embedder)
     ends = np.cumsum([len(of_class) for of_class in texts])
     means = np.stack([part.mean(axis=0) for part in np.split(embeds, ends[:-1])])
     return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def _text_embeds(texts: Sequence[str], embedder: Embedder) -> np.ndarray:
+    embeds = embedder.texts(texts)
+    check_finite(embeds, texts)
+    return embeds
 
 
 def versions() -> dict[str, str]:
@@ -263,7 +271,7 @@ def _classify(
     rows = [np.searchsorted(tested, fold) for fold in folds.values()] or [np.arange(len(tested))]
     of_folds = [classification_metrics(scores[fold], targets[fold], task.classes, task.multi_label) for fold in rows]
     metrics = {name: float(np.mean([fold.metrics[name] for fold in of_folds])) for name in overall.metrics}
-    weighted = WEIGHTED[task.metric]
+    measures = [(len(fold), WEIGHTED[task.metric](scores[fold], targets[fold])) for fold in rows]
     items = [
         {
             "file": embedded.clips[number].name,
@@ -274,8 +282,8 @@ def _classify(
     ]
     return {
         "value": metrics[task.metric],
-        "ci95": bootstrap_interval([(len(fold), weighted(scores[fold], targets[fold])) for fold in rows], seed),
-        "chance": chance(task.metric, targets),
+        "ci95": bootstrap_interval(measures, seed, biased=task.metric != "accuracy"),
+        "chance": fmean(chance(task.metric, targets[fold]) for fold in rows),
         "n": len(tested),
         "metrics": metrics,
         "per_class": overall.per_class,
@@ -291,7 +299,7 @@ def _retrieve(embedded: EmbeddedTask, embedder: Embedder, seed: int) -> dict[str
     clips = torch.tensor([row for row, _ in pairs])
     number = {caption: index for index, caption in enumerate(dict.fromkeys(caption for _, caption in pairs))}
     captions = torch.tensor([number[caption] for _, caption in pairs])
-    texts = torch.from_numpy(embedder.texts(list(number)))[captions]
+    texts = torch.from_numpy(_text_embeds(list(number), embedder))[captions]
     sounds = torch.from_numpy(embedded.embeds)[clips]
     found = rankings(sounds, texts, captions, clips)["text_to_audio"]
     hits = found.metrics()["r@1"].numpy()

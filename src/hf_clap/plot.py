@@ -62,7 +62,7 @@ def draw_timeline(blocks: Iterable[np.ndarray], sampling_rate: int, predictions:
         interpolation="nearest",
         extent=(0, seconds, len(labels) - 0.5, -0.5),
     )
-    label_axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="time (s)")
+    label_axes.set(yticks=range(len(labels)), yticklabels=map(_as_it_is, labels), xlabel="time (s)")
     label_axes.hlines(np.arange(len(labels) - 1) + 0.5, 0, seconds, color="white", linewidth=2)
     figure.colorbar(image, ax=label_axes, label="score", aspect=10)
     return figure
@@ -88,7 +88,8 @@ def plot_training(output: Path, logs: Sequence[Mapping[str, float]]) -> None:
     for name, curve in curves.items():
         target = axes[-1] if name in metrics else axes[0]
         style = {"linewidth": 1} if name == "loss" else {"linewidth": 1.5, "marker": "o", "markersize": 4}
-        target.plot(*zip(*curve, strict=True), label=name.replace("eval_", "evaluation ").replace("_", " "), **style)
+        label = _as_it_is(name.replace("eval_", "evaluation ").replace("_", " "))
+        target.plot(*zip(*curve, strict=True), label=label, **style)
     axes[0].set(ylabel="loss")
     axes[-1].set(xlabel="step")
     if metrics:
@@ -116,9 +117,9 @@ def plot_confusion(output: Path, title: str, classes: Sequence[str], counts: np.
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(classes))
-    axes.set(title=title, xlabel="predicted", ylabel="true class", yticks=ticks, yticklabels=classes)
-    axes.set_xticks(ticks, classes, rotation=90)
+    ticks, names = range(len(classes)), list(map(_as_it_is, classes))
+    axes.set(title=_as_it_is(title), xlabel="predicted", ylabel="true class", yticks=ticks, yticklabels=names)
+    axes.set_xticks(ticks, names, rotation=90)
     if len(classes) <= 40:  # more numbers cannot be read
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
@@ -140,8 +141,8 @@ def plot_classes(output: Path, title: str, values: Mapping[str, float], metric: 
     ranked = sorted(values.items(), key=lambda item: item[1])
     figure = Figure(figsize=(7, min(1.2 + 0.24 * len(ranked), 80)), layout="constrained")
     axes = figure.subplots()
-    axes.barh([name for name, _ in ranked], [value for _, value in ranked], color="tab:blue")
-    axes.set(title=title, xlim=(0, 1), xlabel=metric, ylim=(-0.6, len(ranked) - 0.4))
+    axes.barh([_as_it_is(name) for name, _ in ranked], [value for _, value in ranked], color="tab:blue")
+    axes.set(title=_as_it_is(title), xlim=(0, 1), xlabel=metric, ylim=(-0.6, len(ranked) - 0.4))
     axes.grid(axis="x", alpha=0.3)
     _save(figure, output)
 
@@ -161,7 +162,7 @@ def plot_reliability(output: Path, curves: Mapping[str, tuple[float, np.ndarray,
         width = 1 / len(count)
         axes.bar(np.arange(len(count)) * width, share, width, align="edge", color="tab:blue", alpha=0.35)
         axes.plot(score, share, color="tab:blue", marker="o", markersize=4)
-        axes.set(title=f"{title}\nexpected calibration error {error:.3f}", xlim=(0, 1), ylim=(0, 1))
+        axes.set(title=f"{_as_it_is(title)}\nexpected calibration error {error:.3f}", xlim=(0, 1), ylim=(0, 1))
         axes.set(xlabel="score", ylabel="share that is right", aspect="equal")
     _save(figure, output)
 
@@ -169,6 +170,11 @@ def plot_reliability(output: Path, curves: Mapping[str, tuple[float, np.ndarray,
 def _save(figure: Figure, output: Path) -> None:
     with whole_file(output) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
+
+
+def _as_it_is(text: str) -> str:
+    """Matplotlib takes what stands between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _envelope(blocks: Iterable[np.ndarray], sampling_rate: int) -> tuple[np.ndarray, np.ndarray, float]:

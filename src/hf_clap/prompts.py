@@ -98,11 +98,12 @@ def read_descriptions(file: str | PathLike[str], classes: Sequence[str]) -> dict
         dict: class to descriptions.
 
     Raises:
-        ValueError: if the file is not such JSON, or describes what is not a class.
+        ValueError: if the file is not such JSON, describes a class twice or what is not a class, or its texts are not
+            Unicode.
     """
     try:
-        described = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        described = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_with_each_name_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON in UTF-8 ({error}); check it.") from error
     if not isinstance(described, dict):
         raise ValueError(f'{file} is not a JSON object; write {{"class": ["description", …], …}}.')
@@ -113,5 +114,16 @@ def read_descriptions(file: str | PathLike[str], classes: Sequence[str]) -> dict
             raise ValueError(f"{file} describes {name!r}, which is not a class; the classes are {', '.join(classes)}.")
         if not (isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)):
             raise ValueError(f"{file} does not describe {name!r} by texts; write one, or a list of them.")
+        check_unicode(f"{file}: Description", words)
         descriptions[name] = tuple(words)
     return descriptions
+
+
+def _with_each_name_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would keep the last of equal names."""
+    described: dict[str, Any] = {}
+    for name, words in pairs:
+        if name in described:
+            raise ValueError(f"{name!r} is there twice")
+        described[name] = words
+    return described

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .tasks import HubData, Task
+from .tasks import HubData, Task, plain_label
 
 SEPARATOR = "|"  # between the labels of a clip that may have several, and between its captions
 
@@ -60,8 +60,8 @@ def load_task(task: Task, folders: Sequence[str | PathLike[str]] = ()) -> TaskDa
         TaskData: in the order of the data.
 
     Raises:
-        ValueError: for a missing column, a label or a fold that the task does not have, a file named twice, or no
-            clips at all.
+        ValueError: for a column that is missing or there twice, a label or a fold that the task does not have, a file
+            named twice, or no clips at all.
         OSError: if there is no such folder, or the Hub cannot be reached.
 
     Example:
@@ -125,6 +125,9 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
                     f"{metadata} has no column {column!r} but {', '.join(map(repr, columns))}; rename the one that "
                     f"{task.title} needs."
                 )
+        for column in filter(None, columns):  # spreadsheets may end in several without a name
+            if columns.count(column) > 1:
+                raise ValueError(f"{metadata} has the column {column!r} twice; leave one of them out.")
         for line, row in enumerate(rows, start=2):
             if not row["file_name"]:
                 raise ValueError(f"{metadata}: row {line} names no file; fill in file_name.")
@@ -140,7 +143,7 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
                 audio=partial(str, folder / row["file_name"]),
                 labels=_split(row.get("label")) if task.multi_label else [row.get("label") or ""],
                 captions=_split(row.get("caption")),
-                fold=row.get("fold") or None,
+                fold=(row.get("fold") or "").strip() or None,
                 cluster=row.get("cluster") or None,
             )
 
@@ -175,7 +178,7 @@ def _from_hub(task: Task) -> Iterator[Clip]:
         names = _class_names(rows.features[label]) if label else None
         for number, row in _one_for_each_clip(rows.remove_columns(hub.audio), hub):
             labels = _texts(row[label], names) if label else []
-            if hub.skip_other_labels and not (labels and all(_plain(name) in numbers for name in labels)):
+            if hub.skip_other_labels and not (labels and all(plain_label(name) in numbers for name in labels)):
                 continue
             name = f"{split}/{number}"
             yield _clip(
@@ -225,22 +228,18 @@ def _clip(
             f"{place} is in fold {fold!r}, but {task.title} has {', '.join(task.folds)}; correct the fold."
         )
     for label in labels if task.classes else ():
-        if _plain(label) not in numbers:
-            near = difflib.get_close_matches(_plain(label), numbers, n=1)
+        if plain_label(label) not in numbers:
+            near = difflib.get_close_matches(plain_label(label), numbers, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(task.classes)}."
             raise ValueError(f"{place} is labelled {label!r}, which is no class of {task.title}; {advice}")
-    classes = tuple(dict.fromkeys(numbers[_plain(label)] for label in labels)) if task.classes else ()
+    classes = tuple(dict.fromkeys(numbers[plain_label(label)] for label in labels)) if task.classes else ()
     return Clip(name, audio, classes, tuple(captions), fold, cluster)
 
 
 def _numbers(task: Task) -> dict[str, int]:
     """Number of the class by every way to write it."""
-    known = {_plain(name): number for number, name in enumerate(task.classes)}
-    return known | {_plain(alias): known[_plain(name)] for alias, name in task.labels.items()}
-
-
-def _plain(label: str) -> str:
-    return label.replace("_", " ").strip().casefold()
+    known = {plain_label(name): number for number, name in enumerate(task.classes)}
+    return known | {plain_label(alias): known[plain_label(name)] for alias, name in task.labels.items()}
 
 
 def _split(cell: str | None) -> list[str]:

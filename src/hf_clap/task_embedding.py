@@ -60,7 +60,7 @@ def embed_task(task: Task, data: TaskData, embedder: Embedder, cache: ArrayCache
         EmbeddedTask: what every setting starts from.
 
     Raises:
-        ValueError: if no clip can be read.
+        ValueError: if no clip can be read, or the model gives NaN or infinite embeddings.
         OSError: if the cache cannot be used.
     """
     with ThreadPoolExecutor(embedder.workers) as pool:
@@ -92,6 +92,16 @@ def embed_task(task: Task, data: TaskData, embedder: Embedder, cache: ArrayCache
     )
 
 
+def check_finite(embeds: np.ndarray, names: Sequence[str]) -> None:
+    """Raises a ValueError that says of which clips or texts the embeddings `(names, dim)` are not finite."""
+    bad = [name for name, embed in zip(names, embeds, strict=True) if not np.isfinite(embed).all()]
+    if bad:
+        raise ValueError(
+            f"The model gives NaN or infinite embeddings for {bad[0]}{', …' if len(bad) > 1 else ''}; check its "
+            "weights, or choose dtype float32."
+        )
+
+
 def sha256_of(value: Any) -> str:
     """Of anything that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -107,9 +117,10 @@ def _embed(
     fingerprint = embedder.fingerprint
     key_of = {content: f"{fingerprint} {content}" for content in clips}
     kept = cache.get(key_of.values()) if cache else {}
-    results: dict[str, ClipEmbedding | Exception] = {
-        content: ClipEmbedding(**kept[key]) for content, key in key_of.items() if key in kept
-    }
+    results: dict[str, ClipEmbedding | Exception] = {}
+    for content, key in key_of.items():
+        if key in kept:
+            results[content] = _finite(ClipEmbedding(**kept[key]), clips[content])
     order = list(clips)
     eights = (order[start : start + CLIPS_TOGETHER] for start in range(0, len(order), CLIPS_TOGETHER))
     groups = [missing for eight in eights if (missing := [content for content in eight if content not in results])]
@@ -129,13 +140,18 @@ def _embed(
             for content, embedding in zip(group, embeddings, strict=True):
                 results[content] = embedding
                 if isinstance(embedding, ClipEmbedding):
-                    unkept[key_of[content]] = embedding._asdict()
+                    unkept[key_of[content]] = _finite(embedding, clips[content])._asdict()
             if time.monotonic() - last > WRITE_EVERY_S:
                 keep()
                 last = time.monotonic()
             progress.update(len(group))
     keep()
     return results
+
+
+def _finite(embedding: ClipEmbedding, clip: Clip) -> ClipEmbedding:
+    check_finite(np.hstack(embedding)[None], [clip.name])
+    return embedding
 
 
 def _content(clip: Clip) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,24 @@ def read_results(files: Iterable[str | PathLike[str]]) -> list[TaskResult]:
         try:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
             for fields in document if document and isinstance(document, list) else [document]:
-                results.append(TaskResult(**fields | {"ci95": tuple(fields["ci95"])}))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+                results.append(_as_result(fields))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{file} holds no results ({error}); name a file that `hf-clap eval` wrote.") from error
     return results
+
+
+def _as_result(fields: Any) -> TaskResult:
+    """Raises a TypeError, KeyError or ValueError where something is missing that cards and comparisons need."""
+    low, high = fields["ci95"]
+    result = TaskResult(**fields | {"ci95": (low, high)})
+    sum([result.value, low, high, result.chance])  # all of them numbers
+    itemgetter("source", "revision", "sha256")(result.data)
+    of_item = itemgetter(*(("query", "hit") if result.setting == "retrieval" else ("file", "label", "predicted")))
+    for item in result.items:
+        of_item(item)
+    for clip in result.failed:
+        itemgetter("file", "error")(clip)
+    return result
 
 
 def _as_json(result: TaskResult) -> str:

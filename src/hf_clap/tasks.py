@@ -71,7 +71,8 @@ class Task:
         name: that the command line knows it by, and that of its folder.
         title: that people know it by.
         domain: of the sounds.
-        metric: that counts: `accuracy`, `mAP`, `macro F1`, or for captions `text_to_audio_r@1`.
+        metric: that counts: `accuracy`, `macro F1` or `recall`; `mAP` or `macro F1` where clips may have several
+            classes; for captions `text_to_audio_r@1`.
         classes: as a prompt says them, in the order of the data set; none where the task is retrieval.
         multi_label: whether a clip may have several.
         templates: for the classes.
@@ -83,6 +84,9 @@ class Task:
         note: on what is particular about these data.
         labels: of the data -> class, where they differ by more than upper case and `_` for space.
         published: what others have measured.
+
+    Raises:
+        ValueError: if the metric is not one of those, or two classes differ at most by upper case and `_` for space.
     """
 
     name: str
@@ -100,6 +104,18 @@ class Task:
     labels: Mapping[str, str] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
+    def __post_init__(self) -> None:
+        metrics: tuple[str, ...] = ("text_to_audio_r@1",)
+        if self.classes:
+            metrics = ("mAP", "macro F1") if self.multi_label else ("accuracy", "macro F1", "recall")
+        if self.metric not in metrics:
+            raise ValueError(f"{self.title} cannot have the metric {self.metric!r}; choose {' or '.join(metrics)}.")
+        known = set()
+        for name in map(plain_label, self.classes):
+            if name in known:
+                raise ValueError(f"{self.title} has the class {name!r} twice, but for upper case and _; rename one.")
+            known.add(name)
+
     @property
     def settings(self) -> tuple[str, ...]:
         """Of `SETTINGS`, those that the task can be done in; the first is the usual one."""
@@ -108,7 +124,12 @@ class Task:
     @property
     def chance(self) -> float | None:
         """What guessing is expected to get; None where that depends on how often the classes occur in the data."""
-        return 1 / len(self.classes) if self.metric == "accuracy" else None
+        return 1 / len(self.classes) if self.metric in ("accuracy", "recall") else None
+
+
+def plain_label(label: str) -> str:
+    """A label without what may differ between the ways to write it."""
+    return label.replace("_", " ").strip().casefold()
 
 
 def find_task(name: str) -> Task:
