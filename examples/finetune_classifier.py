@@ -1,6 +1,7 @@
 """
 Fine-tune CLAP's audio tower as a classifier, fold by fold (supervised, as Elizalde et al. 2022, section 4.3).
 
+    pip install -e ".[train]"
     python examples/finetune_classifier.py FOLDER --output DIR [--folds 1,2] [--freeze-tower] […]
     accelerate launch --config_file examples/launch/cpu_2_processes.yaml examples/finetune_classifier.py FOLDER …
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import soundfile
 
+import hf_clap
 from conftest import noise, tone
 from hf_clap.cli import main
 
@@ -147,6 +148,27 @@ def test_impossible_calls_exit_with_2_and_a_sentence(folder, capsys, arguments, 
     assert output.out == ""
     assert message in output.err
     assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "99999"], "--port: '99999' is not possible; choose a whole number from 1 to 65535"),
+        (["--port", "x"], "--port: 'x' is not possible; choose a whole number from 1 to 65535"),
+        (["--sounds", "."], "--sounds is the folder of the recordings of --index; name both"),
+        (["--sounds", "/no/such/folder", "--index", "x.parquet"], "--sounds is the folder of the recordings"),
+    ],
+)
+def test_impossible_calls_of_the_page(capsys, arguments, message):
+    pytest.importorskip("gradio", reason="gradio is in the extra `demo`")
+    assert main(["demo", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"hf-clap {hf_clap.__version__}\n"
 
 
 def test_a_missing_file_is_reported_and_the_rest_go_on(folder, capsys):

@@ -44,6 +44,7 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
         ({"audio_config": {"model_type": "wavenet"}}, "no tower of model_type 'wavenet'"),
         ({"audio_config": BertConfig()}, "no tower of model_type 'bert'"),
         ({"concept_labels": ["a"], "projection_dim": 2}, "set projection_dim=1"),
+        ({"multi_label_threshold": 2.0}, "multi_label_threshold=2.0 is no score; it is from 0 to 1"),
     ],
 )
 def test_impossible_configs_are_refused(arguments, message):

@@ -99,7 +99,7 @@ MAY_IMPORT = {
         "waveform",
     },
     "prompts": set(),
-    "loading": {"configuration_hf_clap", "modeling_hf_clap", "processing_hf_clap"},
+    "loading": {"configuration_hf_clap", "modeling_hf_clap", "onnx_model", "processing_hf_clap"},
     "pipeline": {
         "derived",
         "embedding",

@@ -1,6 +1,9 @@
+import json
 import pickle
+import shutil
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -501,6 +504,23 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'bert' checkpoint, not a hf_clap one"):
         hf_clap.pipeline(tmp_path)
+    (tmp_path / "audio.onnx").touch()
+    with pytest.raises(ValueError, match="is exported to ONNX; choose the backend onnx for it"):
+        hf_clap.pipeline(tmp_path)
+
+
+def test_a_setting_that_is_none_is_named(tmp_path):
+    settings = json.loads(Path(hf_clap.TINY, "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"projection": "nope"}))
+    with pytest.raises(ValueError, match=r"^The config\.json of .* cannot be used \(.*nope.*\); correct it\.$"):
+        hf_clap.pipeline(tmp_path)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_said_in_a_sentence(tmp_path):
+    names = ("tokenizer.json", "tokenizer_config.json")
+    shutil.copytree(hf_clap.TINY, tmp_path / "mute", ignore=shutil.ignore_patterns(*names))
+    with pytest.raises(ValueError, match=r"^The processor of .* cannot be loaded \(.*\); save it there again\.$"):
+        hf_clap.pipeline(tmp_path / "mute")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hf-clap", description="Contrastive language-audio pretraining.")
+    parser.add_argument("--version", action="version", version=f"hf-clap {sys.modules[__package__].__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     tag = commands.add_parser("tag", help="score labels for sound files", description="Score labels for sound files.")
     tag.set_defaults(run=_tag)

@@ -57,6 +57,13 @@ def seconds(text: str) -> float:
     return stretch
 
 
+def port(text: str) -> int:
+    """Where a server listens."""
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible; choose a whole number from 1 to {2**16 - 1}")
+    return int(text)
+
+
 def file_to_write(text: str) -> Path:
     """A file that can be made, or made anew."""
     path = Path(text)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .cli_options import add_batch_size, add_model, at_least_one, seconds
+from .cli_options import add_batch_size, add_model, at_least_one, port, seconds
 from .pipeline import pipeline
 
 
@@ -67,7 +67,7 @@ def add_demo(commands: Any) -> None:
     parser.add_argument("--index", metavar="OUT.parquet", help="what `hf-clap embed` wrote, for a search tab")
     parser.add_argument("--sounds", type=Path, metavar="DIR", help="folder of the index' recordings, to play them")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=port, default=7860, help="default: 7860")
     parser.add_argument("--share", action="store_true", help="also by a temporary public address of Gradio's")
 
 
@@ -113,6 +113,8 @@ def run_demo(options: argparse.Namespace) -> int:
     """Serve the page until it is interrupted; returns the exit code."""
     from .demo import build_demo, launch_demo  # needs an extra
 
+    if options.sounds and not (options.index and options.sounds.is_dir()):
+        raise ValueError("--sounds is the folder of the recordings of --index; name both.")
     tagger = _pipeline(options)
     launch_demo(build_demo(tagger, options.index, options.sounds), options.host, options.port, options.share)
     return 0

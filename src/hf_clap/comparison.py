@@ -73,8 +73,10 @@ def _pairs(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[tu
 
 
 def _compare(first: TaskResult, second: TaskResult) -> Comparison:
-    from scipy.stats import binomtest, wilcoxon
-
+    try:
+        from scipy.stats import binomtest, wilcoxon
+    except ImportError as error:
+        raise ImportError('Comparisons need scipy: run `pip install "hf_clap[eval]"`.') from error
     if (first.task, first.metric) != (second.task, second.metric):
         raise ValueError(
             f"{first.metric} of {first.task} and {second.metric} of {second.task} cannot be compared; choose results "

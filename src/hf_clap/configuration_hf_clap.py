@@ -282,6 +282,8 @@ class HfClapConfig(PreTrainedConfig):
                 f"{len(self.concept_labels)} concept_labels name the {self.projection_dim} dimensions of the joint "
                 f"space; set projection_dim={len(self.concept_labels)}."
             )
+        if self.multi_label_threshold is not None and not 0 <= self.multi_label_threshold <= 1:
+            raise ValueError(f"multi_label_threshold={self.multi_label_threshold} is no score; it is from 0 to 1.")
 
 
 @strict

@@ -1,14 +1,17 @@
 """A checkpoint's model and processor, or one sentence that says why not, before transformers says it in twenty."""
 
 from json import JSONDecodeError
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
 from .modeling_hf_clap import HfClapModel
+from .onnx_model import AUDIO_GRAPH
 from .processing_hf_clap import HfClapProcessor
 
 # What is done with models that are not whole.
@@ -31,8 +34,13 @@ def check_checkpoint(source: str, revision: str = "main") -> None:
         OSError: if there is no checkpoint.
         ValueError: if it is of something else.
     """
+    if Path(source, AUDIO_GRAPH).is_file():
+        raise ValueError(f"{source!r} is exported to ONNX; choose the backend onnx for it.")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except StrictDataclassError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"The config.json of {source!r} cannot be used ({reason}); correct it.") from error
     except (OSError, ValueError, KeyError) as error:
         raise OSError(
             f"{source!r} is neither a folder with a checkpoint in it nor a model on the Hub within reach"
@@ -55,12 +63,15 @@ def load_processor(source: str, revision: str = "main") -> HfClapProcessor:
 
     Raises:
         OSError: if its files are missing or damaged.
-        ValueError: if its tokenizer has no words.
+        ValueError: if no tokenizer can be made of them.
     """
     try:
         processor: HfClapProcessor = HfClapProcessor.from_pretrained(source, revision=revision)
     except JSONDecodeError as error:
         raise OSError(f"A JSON file of {source!r} is damaged ({error}); download or save it again.") from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0].rstrip(".: ")
+        raise ValueError(f"The processor of {source!r} cannot be loaded ({reason}); save it there again.") from error
     return processor
 
 

@@ -8,7 +8,7 @@ import numpy as np
 try:
     from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 except ImportError as error:
-    raise ImportError("The benchmark needs scikit-learn: run `pip install scikit-learn scipy`.") from error
+    raise ImportError('The benchmark needs scikit-learn: run `pip install "hf_clap[eval]"`.') from error
 
 RESAMPLES = 1000  # of the bootstrap
 RESAMPLES_AT_A_TIME = 50  # so that the weights of 20,000 clips are 8 MB

@@ -11,7 +11,7 @@ from .whole_file import whole_file
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("Plots need matplotlib: run `pip install matplotlib`.") from error
+    raise ImportError('Plots need matplotlib: run `pip install "hf_clap[eval]"`.') from error
 
 MAX_LABELS = 12  # that are drawn, those with the highest scores; more cannot be read
 COLUMNS = 2000  # of the picture, along time

@@ -157,7 +157,7 @@ def _from_hub(task: Task) -> Iterator[Clip]:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("Data from the Hub need datasets: run `pip install datasets`.") from error
+        raise ImportError('Data from the Hub need datasets: run `pip install "hf_clap[eval]"`.') from error
     hub, numbers = task.hub, _numbers(task)
     for split, fold_of_split in hub.splits.items():
         try:
