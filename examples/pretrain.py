@@ -284,7 +284,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tracker", help="tensorboard, wandb, …")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--push-to-hub", metavar="USER/NAME")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.batch_size < 2:
+        parser.error("--batch-size must be at least 2: one pair has nothing to contrast it with")
+    for tower in ("audio", "text"):
+        if getattr(arguments, f"freeze_{tower}") and getattr(arguments, f"{tower}_learning_rate") is not None:
+            parser.error(f"--freeze-{tower} leaves nothing to --{tower}-learning-rate; choose one of them")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -78,3 +78,10 @@ def test_clips_that_the_stream_has_cropped_need_no_generator(processor, pairs):
 def test_a_clip_that_cannot_be_used_is_an_error(processor, pairs):
     with pytest.raises(AudioError, match="NaN or infinite"):
         PairCollator(processor)([*pairs, Pair(np.full(800, np.nan, np.float32), "nothing")])
+
+
+@pytest.mark.parametrize("kind", [None, "a/checkpoint"])
+def test_what_is_no_processor_is_refused(kind):
+    sentence = f"^A {type(kind).__name__} makes no batches; pass the model's HfClapProcessor.$"
+    with pytest.raises(TypeError, match=sentence):
+        PairCollator(kind)

@@ -1,5 +1,6 @@
 """Streams of pairs over real files: every row once, every source, what is skipped, and states to go on from."""
 
+import copy
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soxr
+import torch
 
 from hf_clap import pair_columns
 from hf_clap.audio import load_audio
@@ -62,7 +64,7 @@ def epoch_of(stream, epoch):
 
 
 def resumed(stream, state, count=None):
-    stream = stream.split(stream.rank, stream.world_size)
+    stream = copy.copy(stream)
     stream.load_state_dict(json.loads(json.dumps(state)))
     return list(islice(stream, count))
 
@@ -128,6 +130,15 @@ def test_a_process_must_be_one_of_those_there_are(shards):
     for rank, processes in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(PairError, match=f"^There is no process {rank} among {processes}; they count from 0.$"):
             stream.split(rank, processes)
+
+
+def test_a_part_is_not_split_again(shards):
+    """Its pairs differ from epoch to epoch: it is not what somebody holds out."""
+    one, other = (load_pairs(shards, extractor()).split(rank, 2) for rank in range(2))
+    assert set(numbers(epoch_of(one, 0))) & set(numbers(epoch_of(other, 1)))
+    for again in ((0, 1), (1, 2)):
+        with pytest.raises(PairError, match=r"^The stream is split already; pass the whole one, .* with `where`.$"):
+            one.split(*again)
 
 
 # -- sources
@@ -326,6 +337,17 @@ def test_class_labels_are_named_and_unknown_ones_are_none(tmp_path):
     assert stream.skipped == {"rows": 3, "audio": 0, "caption": 1}
 
 
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_arrays_of_labels_are_read_as_lists_are(make):
+    of_lists = datasets.Features({**FEATURES, "label": datasets.List(FEATURES["label"])})
+    for label, kind, expected in ((make(1), FEATURES, "a dog"), (make([1, 0]), of_lists, "a dog, rain")):
+        rows = [{"audio": encoded(samples_of(0)), "caption": None, "label": label}]
+        source = datasets.IterableDataset.from_generator(lambda rows=rows: iter(rows), features=kind)
+        stream = load_pairs(source, extractor(), training=False, label="label", template="{}")
+        assert [pair.caption for pair in stream] == [expected]
+    assert captions([{"captions": np.array(["", " one", "two"])}]) == ["one"]
+
+
 def test_text_is_stripped_and_lists_of_labels_are_joined():
     rows = [{"caption": " a bell\n", "labels": "x"}, {"caption": None, "labels": ["a", " ", "b"]}]
     assert captions(rows) == ["a bell", "this is a sound of a, b"]
@@ -416,6 +438,13 @@ def test_no_rows_no_columns_and_no_split_are_one_sentence(tmp_path):
         load_pairs(dataset_dict(tmp_path)[0], extractor())
     with pytest.raises(PairError, match=r"^The data set has no rows.$"):
         load_pairs(dataset_of(0, rows=0), extractor())
+
+
+@pytest.mark.parametrize(("source", "kind"), [(None, "NoneType"), ([{"audio": [0.0] * 800}], "dict")])
+def test_what_is_no_source_is_refused_by_its_kind(source, kind):
+    sentence = f"^A {kind} is no source of rows; name files, or make rows a data set with datasets.Dataset.from_list.$"
+    with pytest.raises(PairError, match=sentence):
+        load_pairs(source, extractor())
 
 
 # -- audio
@@ -782,6 +811,69 @@ def test_a_state_of_other_numbers_is_refused(shards):
         resumed(stream, [state, state])
 
 
+def two(shards, weights=None, **options):
+    return interleave_pairs([load_pairs(shards, extractor()), load_pairs(shards, extractor(), **options)], weights)
+
+
+# the stream of a state, another one, and what is told of them
+OTHER_ORDERS = {
+    "seed": (
+        lambda shards: load_pairs(shards, extractor()),
+        lambda shards: load_pairs(shards, extractor(), seed=1),
+        "seed was 0, and here it is 1",
+    ),
+    "buffer": (
+        lambda shards: load_pairs(shards, extractor(), buffer_size=20),
+        lambda shards: load_pairs(shards, extractor(), buffer_size=5),
+        "buffer_size was 20, and here it is 5",
+    ),
+    "shards": (
+        lambda shards: load_pairs(shards, extractor()),
+        lambda shards: load_pairs(f"{shards}/train-00000-*.parquet", extractor()),
+        "number of shards was 8, and here it is 1",
+    ),
+    "one pass": (
+        lambda shards: load_pairs(shards, extractor()),
+        lambda shards: load_pairs(shards, extractor(), training=False),
+        "training was True, and here it is False",
+    ),
+    "interleaved": (lambda shards: load_pairs(shards, extractor()), two, "number of streams was 1, and here it is 2"),
+    "alone": (two, lambda shards: load_pairs(shards, extractor()), "number of streams was 2, and here it is 1"),
+    "three": (
+        two,
+        lambda shards: interleave_pairs([load_pairs(shards, extractor())] * 3),
+        "number of streams was 2, and here it is 3",
+    ),
+    "weights": (
+        two,
+        lambda shards: two(shards, [1, 9]),
+        r"weights was \[1.0, 1.0\], and here it is \[1.0, 9.0\]",
+    ),
+    "inside": (two, lambda shards: two(shards, seed=4), r"seed \(stream 1\) was 0, and here it is 4"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ORDERS)
+def test_a_state_of_another_order_is_refused(shards, name):
+    first, second, sentence = OTHER_ORDERS[name]
+    stream = first(shards)
+    states = [stream.state_dict()]
+    next(iter(stream))
+    states.append(stream.state_dict())
+    for state in states:
+        with pytest.raises(PairError, match=f"^The state is that of a stream whose {sentence}; go on with the same.$"):
+            resumed(second(shards), state)
+
+
+@pytest.mark.parametrize("make", [interleaved, STREAMS["blocks of 4"][0]])
+def test_states_that_do_not_tell_the_order_are_taken(shards, make):
+    stream = make(shards)
+    pairs = list(islice(stream, 12))
+    list(islice(stream, 8))
+    state = {name: value for name, value in stream.state_dict().items() if name != "order"}
+    assert_same_pairs(resumed(make(shards), state, 4), pairs[8:])
+
+
 # -- several streams
 
 
@@ -821,11 +913,13 @@ def test_one_pass_over_interleaved_streams_has_every_pair_of_each_once(shards, r
 
 def test_streams_that_cannot_be_interleaved_are_refused_in_one_sentence(shards):
     stream = load_pairs(shards, extractor())
-    for weights in ([1], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")]):
+    for weights in ([1], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")], ["1", "2"], [1e308, 1e308]):
         with pytest.raises(PairError, match=r"^2 streams need as many positive weights; there are "):
             interleave_pairs([stream, stream], weights)
     with pytest.raises(PairError, match=r"^0 streams need"):
         interleave_pairs([])
+    with pytest.raises(PairError, match=r"^A Dataset cannot be interleaved; pass streams of load_pairs.$"):
+        interleave_pairs([stream, dataset_of(0)])
     with pytest.raises(PairError, match=r"^The streams differ in sampling_rate; load them for one model"):
         interleave_pairs([stream, load_pairs(shards, extractor(8000))])
     with pytest.raises(PairError, match=r"^The streams differ in training; load them for one model and one purpose.$"):

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 import hf_clap
 from conftest import SMALL_AUDIO, SMALL_TEXT, noise
 from hf_clap import HfClapConfig, HfClapForAudioClassification, HfClapModel
+from hf_clap.optimization import hold_still
 
 # What a fine-tuner would adapt: the layers that hold most weights. `query` and `value` are names of BERT's attention
 # as well as of HTS-AT's, so that they mean both towers.
@@ -121,6 +122,28 @@ def test_training_adapters_lowers_the_loss(tmp_path, small_inputs):
     assert losses[-1] < losses[0] / 2
     after = model.unload().state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if "running_" not in name)
+
+
+@pytest.mark.parametrize("tower", ["hf_clap_cnn14", "hf_clap_htsat"])
+def test_adapters_that_are_loaded_are_the_trained_ones(tmp_path, small_inputs, tower):
+    """The statistics of the base's batch norms are in no adapter, and so the training leaves them alone."""
+    base = saved_base(tower, tmp_path / "base")
+    model = adapted(HfClapModel.from_pretrained(base), tower)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running_" in name}
+    start = outputs(model, small_inputs)
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.5)
+    for _ in range(3):
+        model.train()
+        hold_still(model)
+        model(**small_inputs, return_loss=True).loss.backward()
+        optimizer.step()
+    trained = outputs(model.eval(), small_inputs)
+    assert_differ(trained, start)
+    assert len(before) >= 2
+    assert all(torch.equal(model.get_buffer(name), value) for name, value in before.items())
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(HfClapModel.from_pretrained(base), tmp_path / "adapter").eval()
+    assert_close(outputs(loaded, small_inputs), trained)
 
 
 @pytest.mark.parametrize("tower", TOWERS)

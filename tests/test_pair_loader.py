@@ -211,6 +211,18 @@ def test_states_of_other_numbers_are_refused(shards, workers):
         assert not reached  # it does not begin to go wrong
 
 
+def test_states_of_another_order_are_refused(shards):
+    loader = loader_of(load_pairs(shards, extractor(), buffer_size=20))
+    states = [loader.state_dict()]
+    next(iter(loader))
+    for state in [*states, loader.state_dict()]:
+        again = loader_of(load_pairs(shards, extractor(), buffer_size=5))
+        again.load_state_dict(state)
+        assert str(error_of(again)) == (
+            "The state is that of a stream whose buffer_size was 20, and here it is 5; go on with the same."
+        )
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_iteration_without_a_state_starts_anew_and_sets_the_epoch(shards, workers):
     loader = loader_of(load_pairs(shards, extractor(), buffer_size=4), 4, workers)

@@ -1,5 +1,6 @@
 """examples/pretrain.py: killed at a random step and started again, it ends where it would have ended."""
 
+import importlib.util
 import json
 import os
 import random
@@ -55,6 +56,24 @@ def kill_after(words, log, step):
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch-size", "1"], "--batch-size must be at least 2: one pair has nothing to contrast it with"),
+        (["--freeze-audio", "--audio-learning-rate", "1"], "--freeze-audio leaves nothing to --audio-learning-rate"),
+        (["--freeze-text", "--text-learning-rate", "0"], "--freeze-text leaves nothing to --text-learning-rate"),
+    ],
+)
+def test_arguments_that_train_nothing_are_refused(monkeypatch, capsys, words, sentence):
+    specification = importlib.util.spec_from_file_location("pretrain", EXAMPLES / "pretrain.py")
+    pretrain = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(pretrain)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--source", "a", "--output", "b", *words])
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments()
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -288,6 +288,18 @@ def test_bad_settings_are_refused(processor, pairs, tmp_path):
         hf_clap.HfClapTrainer(
             small_model(processor), arguments(tmp_path), processing_class=processor, compute_metrics=lambda _: {}
         )
+    with pytest.raises(ValueError, match="compute_loss_func is not called here"):
+        hf_clap.HfClapTrainer(
+            small_model(processor), arguments(tmp_path), processing_class=processor, compute_loss_func=print
+        )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(ValueError, match="optimizers has its own rates; leave out audio_learning_rate and"):
+        hf_clap.HfClapTrainer(
+            small_model(processor),
+            arguments(tmp_path, text_learning_rate=1e-5),
+            processing_class=processor,
+            optimizers=(optimizer, None),
+        )
     with pytest.raises(TypeError, match="A dict is not a Pair; read the data with load_pairs"):
         trainer_of(small_model(processor), processor, tmp_path, [{"audio": 1, "text": 2}] * 8).train()
 
@@ -299,11 +311,63 @@ def test_bad_settings_are_refused(processor, pairs, tmp_path):
         ({"fp16": True, "use_cpu": True}, "choose bf16=True, or neither"),
         ({"freeze_audio": True, "audio_learning_rate": 1e-3}, "freeze_audio=True leaves nothing to"),
         ({"per_device_train_batch_size": 1}, "nothing to contrast it with; raise per_device_train_batch_size"),
+        ({"audio_learning_rate": -1.0}, "audio_learning_rate=-1.0 is not possible; it must be at least 0"),
+        ({"text_learning_rate": math.nan}, "text_learning_rate=nan is not possible; it must be at least 0"),
+        ({"bf16_full_eval": True}, "fp16_full_eval and bf16_full_eval have no effect here; choose bf16=True"),
+        ({"accelerator_config": {"even_batches": False}}, "even_batches=False lets processes wait for others"),
     ],
 )
 def test_options_without_effect_are_refused(processor, pairs, tmp_path, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         trainer_of(small_model(processor), processor, tmp_path, pairs, **options)
+
+
+@pytest.mark.parametrize("kind", [hf_clap.HfClapForAudioClassification, str, type(None)])
+def test_what_is_no_model_and_no_processor_is_refused(processor, tmp_path, small_checkpoint, kind):
+    model = None if kind is type(None) else small_checkpoint
+    if kind is hf_clap.HfClapForAudioClassification:
+        model = kind.from_pretrained(small_checkpoint, num_labels=2)
+    sentence = rf"^model is a {type(model).__name__}; pass an HfClapModel, also with adapters of peft\.$"
+    with pytest.raises(TypeError, match=sentence):
+        trainer_of(model, processor, tmp_path)
+    with pytest.raises(TypeError, match=r"^A NoneType makes no batches; pass the model's HfClapProcessor\.$"):
+        trainer_of(small_model(processor), None, tmp_path)
+
+
+class Iterated(torch.utils.data.IterableDataset):
+    """Pairs of one's own, with a length but without numbers."""
+
+    def __iter__(self):
+        return iter([])
+
+    def __len__(self):
+        return CLIPS
+
+
+def test_data_sets_of_the_wrong_kind_are_refused(processor, pairs, tmp_path):
+    model = small_model(processor)
+    with pytest.raises(TypeError, match="train_dataset is a Iterated; pass a stream of load_pairs, or pairs with a"):
+        trainer_of(model, processor, tmp_path, Iterated())
+    for evaluation in (Iterated(), set(range(3))):
+        with pytest.raises(ValueError, match="needs eval_dataset: a stream of load_pairs, or pairs with a length"):
+            trainer_of(model, processor, tmp_path).evaluate(evaluation)
+    for few in ([], pairs[:1]):
+        with pytest.raises(ValueError, match=f"train_dataset has a length of {len(few)}; it must be at least 2"):
+            trainer_of(model, processor, tmp_path, few)
+    model.config.loss = "sigmoid"
+    with pytest.raises(ValueError, match="train_dataset has a length of 0; it must be at least 1"):
+        trainer_of(model, processor, tmp_path, [])
+    trainer_of(model, processor, tmp_path, pairs[:1])
+
+
+def test_parts_of_streams_are_refused(processor, pair_shards, tmp_path):
+    """What is in a part differs from epoch to epoch, so that the pairs of the other part are not held out."""
+    train = hf_clap.load_pairs(pair_shards, processor.feature_extractor).split(0, 2)
+    test = hf_clap.load_pairs(pair_shards, processor.feature_extractor, training=False).split(1, 2)
+    trainer = trainer_of(small_model(processor), processor, tmp_path, train, test)
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(hf_clap.PairError, match="The stream is split already; pass the whole one"):
+            run()
 
 
 def test_streams_of_the_wrong_kind_are_refused(processor, pair_shards, tmp_path):
@@ -313,6 +377,8 @@ def test_streams_of_the_wrong_kind_are_refused(processor, pair_shards, tmp_path)
         trainer_of(small_model(processor), processor, tmp_path, once)
     with pytest.raises(ValueError, match="load it with training=False"):
         trainer_of(small_model(processor), processor, tmp_path, endless).evaluate(endless)
+    with pytest.raises(ValueError, match="train_sampling_strategy=group_by_length is for lists; leave it out"):
+        trainer_of(small_model(processor), processor, tmp_path, endless, train_sampling_strategy="group_by_length")
 
 
 def test_evaluation_leaves_the_training_as_it_was(processor, pairs, tmp_path):
@@ -338,6 +404,28 @@ def test_what_cannot_be_gone_on_from_is_refused(processor, pairs, pair_shards, t
     streamed.train()
     with pytest.raises(FileNotFoundError, match="has weights only and cannot be gone on from"):
         streamed.train(resume_from_checkpoint=str(tmp_path / "weights" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "options", "sentence"),
+    [
+        ("a stream", "a list", {}, "checkpoint-2 was written in training on a stream of pairs; go on with the same"),
+        ("a list", "a stream", {}, "checkpoint-2 was written in training on a list of pairs; go on with the same"),
+        ("a stream", "two", {}, "stream whose number of streams was 1, and here it is 2; go on with the same"),
+        ("a stream", "a stream", {"text_learning_rate": 1e-5}, "checkpoint-2 has other groups of parameters"),
+        ("a stream", "a stream", {"freeze_audio": True}, "checkpoint-2 has other groups of parameters"),
+    ],
+)
+def test_a_run_of_another_kind_is_not_gone_on_with(
+    processor, pairs, pair_shards, tmp_path, first, second, options, sentence
+):
+    stream = hf_clap.load_pairs(pair_shards, processor.feature_extractor)
+    data = {"a list": pairs, "a stream": stream, "two": hf_clap.interleave_pairs([stream, stream])}
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    trainer_of(small_model(processor), processor, tmp_path, data[first], max_steps=2, **saving).train()
+    other = trainer_of(small_model(processor), processor, tmp_path, data[second], **saving, **options)
+    with pytest.raises(ValueError, match=sentence):
+        other.train(resume_from_checkpoint=True)
 
 
 WORKER = """

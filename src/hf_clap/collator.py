@@ -13,6 +13,9 @@ class PairCollator:
     Args:
         processor: the model's `HfClapProcessor`.
 
+    Raises:
+        TypeError: for what has no feature extractor.
+
     Example:
 
     ```python
@@ -28,6 +31,8 @@ class PairCollator:
     """
 
     def __init__(self, processor: Any):
+        if not hasattr(processor, "feature_extractor"):
+            raise TypeError(f"A {type(processor).__name__} makes no batches; pass the model's HfClapProcessor.")
         self.processor = processor
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:

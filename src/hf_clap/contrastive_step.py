@@ -208,8 +208,8 @@ def _cut(inputs: dict[str, torch.Tensor], size: int | None) -> list[dict[str, to
         raise ValueError(f"micro_batch_size={size} is not possible; it must be at least 1.")
     if any(len(value) != pairs for value in inputs.values()):
         raise ValueError(
-            "Clips of several windows cannot be cut into micro-batches; load pairs with training=True, which crops "
-            "clips to one."
+            "Clips of several windows cannot be cut into micro-batches; crop them to one, as load_pairs does with "
+            "training=True."
         )
     cut = {name: value.split(size) for name, value in inputs.items()}
     return [dict(zip(cut, parts, strict=True)) for parts in zip(*cut.values(), strict=True)]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -78,7 +80,7 @@ def load_pairs(
         PairStream: an iterable data set for `PairLoader`, PyTorch's `DataLoader` or a Trainer (with `max_steps`).
 
     Raises:
-        PairError: if a column is missing.
+        PairError: if a column is missing, or for a source or settings that cannot be used.
 
     Example:
 
@@ -128,10 +130,15 @@ def interleave_pairs(streams: Sequence[PairStream], weights: Sequence[float] | N
         PairStream: endless for training; otherwise it ends with the last of the streams.
 
     Raises:
-        PairError: for streams that do not go together, or weights that are not one positive number for each.
+        PairError: for streams that do not go together, or weights that are not one positive number for each, of a
+            finite sum.
     """
+    for stream in streams:
+        if not isinstance(stream, PairStream):
+            raise PairError(f"A {type(stream).__name__} cannot be interleaved; pass streams of load_pairs.")
     weights = [1.0] * len(streams) if weights is None else list(weights)
-    if len(weights) != len(streams) or not streams or not all(0 < weight < math.inf for weight in weights):
+    are_positive = all(isinstance(weight, Real) and weight > 0 for weight in weights)
+    if len(weights) != len(streams) or not streams or not are_positive or not sum(weights) < math.inf:
         raise PairError(f"{len(streams)} streams need as many positive weights; there are {weights}.")
     for name in ("sampling_rate", "training"):
         if len({getattr(stream, name) for stream in streams}) > 1:
@@ -159,9 +166,20 @@ class PairStream(IterableDataset, ABC):
         self._state: dict[str, Any] | None = None
 
     def split(self, rank: int, world_size: int) -> PairStream:
-        """The part of one process of several; the parts of all processes are the whole."""
+        """
+        The part of one process of several; the parts of all processes are the whole.
+
+        Raises:
+            PairError: if there is no such process, or for a part: in training, what is in it differs from epoch to
+                epoch, so that it is of no use but to read all pairs together with the others.
+        """
         if not 0 <= rank < world_size:
             raise PairError(f"There is no process {rank} among {world_size}; they count from 0.")
+        if self.world_size > 1:
+            raise PairError(
+                "The stream is split already; pass the whole one, of which each process reads its part, and hold rows "
+                "out with `where`."
+            )
         part = copy.copy(self)
         part.rank, part.world_size, part._state = rank, world_size, None
         return part
@@ -171,8 +189,8 @@ class PairStream(IterableDataset, ABC):
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration in this process is: a few integers."""
-        return copy.deepcopy(self.start(0) if self._state is None else self._state)
+        """Where the iteration in this process is: a few numbers."""
+        return copy.deepcopy(self.first_state(0) if self._state is None else self._state)
 
     def load_state_dict(self, state: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Let the next iteration go on after the pair with which `state` was taken; for loader workers, a list."""
@@ -192,7 +210,7 @@ class PairStream(IterableDataset, ABC):
         worker = get_worker_info()
         workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
         readers = self.world_size * workers
-        state = self.start(index)
+        state = self.first_state(index)
         if self._resume is not None:
             if len(self._resume) != workers:
                 raise PairError(
@@ -205,17 +223,33 @@ class PairStream(IterableDataset, ABC):
                 f"The state is that of {state['readers']} readers (processes times loader workers); go on with as "
                 f"many, not {readers}."
             )
+        order = self.order()
+        before = state.get("order", order)  # older states do not say
+        for name, has in order.items():
+            if (had := before.get(name)) != has:
+                raise PairError(
+                    f"The state is that of a stream whose {name} was {had}, and here it is {has}; go on with the same."
+                )
         self._state = state
         return self._iterate(self.rank * workers + state["worker"], readers, state)
 
     def _iterate(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[Pair]:
+        order = self.order()
         for pair, after in self.pairs_from(reader, readers, state):
-            self._state = {**after, "worker": state["worker"], "readers": readers}
+            self._state = {**after, "worker": state["worker"], "readers": readers, "order": order}
             yield pair
+
+    def first_state(self, worker: int) -> dict[str, Any]:
+        """The state before the first pair, of one loader worker, with what the order depends on."""
+        return {**self.start(worker), "order": self.order()}
+
+    @abstractmethod
+    def order(self) -> dict[str, Any]:
+        """What the order of the pairs depends on: a state leads to its place in no other order."""
 
     @abstractmethod
     def start(self, worker: int) -> dict[str, Any]:
-        """The state before the first pair, of one loader worker."""
+        """The place before the first pair, of one loader worker."""
 
     @abstractmethod
     def pairs_from(self, reader: int, readers: int, state: dict[str, Any]) -> Iterator[tuple[Pair, dict[str, Any]]]:
@@ -247,6 +281,10 @@ class _SourcePairs(PairStream):
         self.where = where
         self.buffer_size = buffer_size if training else 1
         self.max_skipped = max_skipped
+
+    def order(self) -> dict[str, Any]:
+        settings = {"training": self.training, "seed": self.seed, "buffer_size": self.buffer_size}
+        return {"number of streams": 1, **settings, "number of shards": self.rows.num_shards}
 
     def start(self, worker: int) -> dict[str, Any]:
         place = {"epoch": self._epoch, "shard": 0, "row": 0, "taken": 0, "index": 0}
@@ -386,6 +424,11 @@ class _InterleavedPairs(PairStream):
         for stream in self.streams:
             stream.set_epoch(epoch)
 
+    def order(self) -> dict[str, Any]:
+        orders = enumerate(stream.order() for stream in self.streams)
+        of_streams = {f"{name} (stream {at})": value for at, order in orders for name, value in order.items()}
+        return {"number of streams": len(self.streams), "weights": self.weights.tolist(), **of_streams}
+
     def start(self, worker: int) -> dict[str, Any]:
         return {"worker": worker, "index": 0, "streams": [stream.start(worker) for stream in self.streams]}
 
@@ -417,13 +460,20 @@ def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("Data sets need datasets: run `pip install datasets`.") from error
+        raise ImportError('Data sets need datasets: run `pip install "hf_clap[train]"`.') from error
     if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         if split not in source:
             raise PairError(f"There is no split {split}; pass split=… with one of {', '.join(map(str, source))}.")
         source = source[split]
     elif not isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
-        names = [str(name) for name in source] if isinstance(source, (list, tuple)) else [str(source)]
+        files = source if isinstance(source, (list, tuple)) else [source]
+        for file in files:
+            if not isinstance(file, (str, os.PathLike)):
+                raise PairError(
+                    f"A {type(file).__name__} is no source of rows; name files, or make rows a data set with "
+                    "datasets.Dataset.from_list."
+                )
+        names = [str(file) for file in files]
         endings = {
             next((builder for suffix, builder in BUILDERS.items() if name.lower().endswith(suffix)), None)
             for name in names

@@ -59,15 +59,17 @@ def hold_still(model: Any, freeze_batch_norm: bool = False) -> None:
 
     Args:
         model: an `HfClapModel`.
-        freeze_batch_norm: whether all batch norms use the statistics of the checkpoint; those of frozen towers do so
-            in any case, and frozen towers have no dropout.
+        freeze_batch_norm: whether all batch norms use the statistics of the checkpoint; those that are not trained,
+            as of frozen towers and beside adapters, do so in any case. Frozen towers have no dropout.
     """
     for tower in (model.audio_model, model.text_model):
         if not any(parameter.requires_grad for parameter in tower.parameters()):
             tower.eval()
-    if freeze_batch_norm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # adapters are saved without what lies beside them, and so it must stay as it is
+            is_frozen = {parameter.requires_grad for parameter in module.parameters()} == {False}
+            if freeze_batch_norm or is_frozen:
                 module.eval()
 
 

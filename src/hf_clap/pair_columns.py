@@ -114,14 +114,19 @@ def _value(row: Any, path: str) -> Any:
 
 def _texts(value: Any, names: list[str] | None = None) -> list[str]:
     """A cell's texts that are not empty; class indices become their names."""
-    values = value if isinstance(value, (list, tuple)) else [value]
+    value = _plain(value)
     texts = []
-    for each in values:
+    for each in map(_plain, value if isinstance(value, (list, tuple)) else [value]):
         if names is not None and isinstance(each, int) and 0 <= each < len(names):
             each = names[each]
         if isinstance(each, str) and each.strip():
             texts.append(each.strip())
     return texts
+
+
+def _plain(value: Any) -> Any:
+    """Of an array or a tensor, the numbers, texts or lists that it holds; others as they are."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def read_audio(source: Any, sampling_rate: int, crop_samples: int | None, random: np.random.Generator) -> np.ndarray:

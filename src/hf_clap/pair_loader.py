@@ -56,10 +56,10 @@ class PairLoader(DataLoader):
     def _start(self) -> list[dict[str, Any]]:
         workers = max(1, self.num_workers)
         readers = self.pairs.world_size * workers
-        return [self.pairs.start(worker) | {"readers": readers} for worker in range(workers)]
+        return [self.pairs.first_state(worker) | {"readers": readers} for worker in range(workers)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the batches handed out so far end, for each worker: integers only."""
+        """Where the batches handed out so far end, for each worker: a few numbers."""
         return {"workers": copy.deepcopy(self._start() if self._states is None else self._states)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -67,7 +67,8 @@ class PairLoader(DataLoader):
         Let the next iteration go on after the batch with which `state` was taken.
 
         Raises:
-            PairError: with that iteration, if the state is that of other numbers of workers or processes.
+            PairError: with that iteration, if the state is that of other numbers of workers or processes, or of a
+                stream in another order.
         """
         self._states, self._resumed = copy.deepcopy(state["workers"]), True
 

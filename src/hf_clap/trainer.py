@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
@@ -83,9 +83,16 @@ class HfClapTrainingArguments(TrainingArguments):
             raise ValueError("fp16=True is for GPUs; choose bf16=True, or neither.")
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no effect on a contrastive loss; leave it out.")
+        if self.fp16_full_eval or self.bf16_full_eval:
+            raise ValueError("fp16_full_eval and bf16_full_eval have no effect here; choose bf16=True, or neither.")
+        if not cast("Any", self.accelerator_config).even_batches:
+            raise ValueError("even_batches=False lets processes wait for others that have no batch; leave it out.")
         for tower in ("audio", "text"):
-            if getattr(self, f"freeze_{tower}") and getattr(self, f"{tower}_learning_rate") is not None:
+            rate = getattr(self, f"{tower}_learning_rate")
+            if getattr(self, f"freeze_{tower}") and rate is not None:
                 raise ValueError(f"freeze_{tower}=True leaves nothing to {tower}_learning_rate; choose one of them.")
+            if rate is not None and not rate >= 0:
+                raise ValueError(f"{tower}_learning_rate={rate} is not possible; it must be at least 0.")
 
 
 class HfClapTrainer(Trainer):
@@ -103,7 +110,8 @@ class HfClapTrainer(Trainer):
         processing_class: the `HfClapProcessor`, saved with the model; makes the batches, unless there is a
             `data_collator`.
         train_dataset, eval_dataset: streams of `load_pairs`, or data sets of `Pair` with a length.
-        options: further arguments of `Trainer`, but for `compute_metrics` and `preprocess_logits_for_metrics`.
+        options: further arguments of `Trainer`, but for `compute_metrics`, `preprocess_logits_for_metrics` and
+            `compute_loss_func`.
 
     Raises:
         TypeError, ValueError: for arguments that cannot be used, or that would have no effect.
@@ -134,23 +142,14 @@ class HfClapTrainer(Trainer):
         data_collator: Any = None,
         **options: Any,
     ):
-        if not isinstance(args, HfClapTrainingArguments):
-            raise TypeError(f"args is a {type(args).__name__}; pass HfClapTrainingArguments.")
-        for name in ("compute_metrics", "preprocess_logits_for_metrics"):
-            if options.get(name) is not None:
-                raise ValueError(f"{name} is not called here; evaluation gives the loss and retrieval metrics.")
-        freeze(model, audio=args.freeze_audio, text=args.freeze_text)
+        _check_kinds(model, args)
+        _check_effects(args, options)
         train_dataset = options.get("train_dataset")
+        if train_dataset is not None:
+            _check_pairs(train_dataset, args, model.config.loss)
         if isinstance(train_dataset, PairStream):
-            if not train_dataset.training:
-                raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
             args.ignore_data_skip = True  # the stream's own state leads to the place, without reading up to it
-        is_alone = args.train_batch_size * args.world_size < 2
-        if train_dataset is not None and model.config.loss == "softmax" and is_alone:
-            raise ValueError(
-                "A batch of one pair has nothing to contrast it with; raise per_device_train_batch_size, and set "
-                "micro_batch_size where memory is short (gradient accumulation adds no negatives)."
-            )
+        freeze(model, audio=args.freeze_audio, text=args.freeze_text)
         collator = PairCollator(processing_class) if data_collator is None else data_collator
         self._loader: PairLoader | None = None
         self._last_log: tuple[float, int] | None = None
@@ -169,7 +168,8 @@ class HfClapTrainer(Trainer):
         See `Trainer.train`.
 
         Raises:
-            ValueError: if the run to resume has done all of its `max_steps`.
+            ValueError: if the run to resume has done all of its `max_steps`, or was one of other data or other groups
+                of parameters.
             FileNotFoundError: if it is not a checkpoint.
         """
         if resume_from_checkpoint is True and (last := last_checkpoint(str(self.args.output_dir))) is not None:
@@ -202,7 +202,7 @@ class HfClapTrainer(Trainer):
             if dataset.training:
                 raise ValueError("eval_dataset is a stream that never ends; load it with training=False.")
             return self._pair_loader(dataset.split(rank, processes), self.args.eval_batch_size)
-        if dataset is None or not hasattr(dataset, "__len__"):
+        if not _has_items(dataset):
             raise ValueError("The evaluation needs eval_dataset: a stream of load_pairs, or pairs with a length.")
         share = Subset(dataset, range(rank, len(dataset), processes))
         return DataLoader(
@@ -370,12 +370,28 @@ class HfClapTrainer(Trainer):
         if self._loader is not None:  # here, because this is what every process saves
             Path(output_dir, self._loader_state_name()).write_text(json.dumps(self._loader.state_dict()))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise ValueError(
+                f"{checkpoint} has other groups of parameters ({error}); go on with the same towers frozen, and rates "
+                "of the same ones given."
+            ) from error
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if self._loader is None or checkpoint is None:
+        if checkpoint is None:
+            return
+        was_streamed = any(Path(checkpoint).glob("pairs_*.json"))
+        is_weights_only = not any(Path(checkpoint).glob("rng_state*"))
+        if was_streamed != (self._loader is not None) and not is_weights_only:
+            kind = "a stream" if was_streamed else "a list"
+            raise ValueError(f"{checkpoint} was written in training on {kind} of pairs; go on with the same.")
+        if self._loader is None:
             return
         path = Path(checkpoint, self._loader_state_name())
-        if not any(Path(checkpoint).glob("pairs_*.json")):
+        if not was_streamed:
             raise FileNotFoundError(
                 f"{checkpoint} has weights only and cannot be gone on from; write checkpoints without save_only_model."
             )
@@ -388,6 +404,50 @@ class HfClapTrainer(Trainer):
 
     def _loader_state_name(self) -> str:
         return f"pairs_{self.args.process_index}.json"
+
+
+def _check_kinds(model: Any, args: Any) -> None:
+    if not isinstance(args, HfClapTrainingArguments):
+        raise TypeError(f"args is a {type(args).__name__}; pass HfClapTrainingArguments.")
+    core = unwrapped(model)
+    core = core.get_base_model() if hasattr(core, "get_base_model") else core  # inside adapters
+    # by name, as a model that came with its code is of a class of its own
+    if "HfClapModel" not in (parent.__name__ for parent in type(core).__mro__):
+        raise TypeError(f"model is a {type(core).__name__}; pass an HfClapModel, also with adapters of peft.")
+
+
+def _check_effects(args: HfClapTrainingArguments, options: dict[str, Any]) -> None:
+    for name in ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is not called here; there are the model's own loss and retrieval metrics.")
+    optimizer, _ = options.get("optimizers") or (None, None)
+    if optimizer is not None and (args.audio_learning_rate, args.text_learning_rate) != (None, None):
+        raise ValueError("optimizers has its own rates; leave out audio_learning_rate and text_learning_rate.")
+
+
+def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None:
+    if isinstance(dataset, PairStream):
+        if not dataset.training:
+            raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
+        if args.train_sampling_strategy != "random":
+            raise ValueError(f"train_sampling_strategy={args.train_sampling_strategy} is for lists; leave it out.")
+    elif not _has_items(dataset):
+        raise TypeError(
+            f"train_dataset is a {type(dataset).__name__}; pass a stream of load_pairs, or pairs with a length."
+        )
+    elif len(dataset) < (least := 2 if loss == "softmax" else 1):
+        raise ValueError(f"train_dataset has a length of {len(dataset)}; it must be at least {least}.")
+    if loss == "softmax" and args.train_batch_size * args.world_size < 2:
+        raise ValueError(
+            "A batch of one pair has nothing to contrast it with; raise per_device_train_batch_size, and set "
+            "micro_batch_size where memory is short (gradient accumulation adds no negatives)."
+        )
+
+
+def _has_items(dataset: Any) -> bool:
+    """Whether its pairs have numbers: torch's `IterableDataset` has a method for them, which is not to be called."""
+    names = ("__len__", "__getitem__")
+    return all(hasattr(dataset, name) for name in names) and not isinstance(dataset, IterableDataset)
 
 
 class _ClampLogitScale(TrainerCallback):
