@@ -68,6 +68,8 @@ def main() -> None:
     model = hf_clap.HfClapModel.from_pretrained(arguments.model, dtype=torch.float32)
     processor = hf_clap.HfClapProcessor.from_pretrained(arguments.model)
     freeze(model, audio=arguments.freeze_audio, text=arguments.freeze_text)
+    if model.config.loss == "softmax" and arguments.batch_size * accelerator.num_processes < 2:
+        raise SystemExit("One pair has nothing to contrast it with; raise --batch-size.")
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -285,8 +287,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--push-to-hub", metavar="USER/NAME")
     arguments = parser.parse_args()
-    if arguments.batch_size < 2:
-        parser.error("--batch-size must be at least 2: one pair has nothing to contrast it with")
     for tower in ("audio", "text"):
         if getattr(arguments, f"freeze_{tower}") and getattr(arguments, f"{tower}_learning_rate") is not None:
             parser.error(f"--freeze-{tower} leaves nothing to --{tower}-learning-rate; choose one of them")

@@ -156,13 +156,24 @@ def test_impossible_calls_exit_with_2_and_a_sentence(folder, capsys, arguments, 
         (["--port", "99999"], "--port: '99999' is not possible; choose a whole number from 1 to 65535"),
         (["--port", "x"], "--port: 'x' is not possible; choose a whole number from 1 to 65535"),
         (["--sounds", "."], "--sounds is the folder of the recordings of --index; name both"),
-        (["--sounds", "/no/such/folder", "--index", "x.parquet"], "--sounds is the folder of the recordings"),
+        (
+            ["--sounds", "/no/such/folder", "--index", "x.parquet"],
+            "--sounds /no/such/folder is not a folder; name that",
+        ),
     ],
 )
 def test_impossible_calls_of_the_page(capsys, arguments, message):
     pytest.importorskip("gradio", reason="gradio is in the extra `demo`")
     assert main(["demo", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_link_leads_to_the_file_to_write(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    assert main(["tag", str(folder / "deeper/tone.flac"), *LABELS, "--plot", str(tmp_path / "link.png")]) == 0
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "elsewhere" / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_version(capsys):

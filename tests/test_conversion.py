@@ -463,6 +463,13 @@ def test_no_way_back_for_what_a_peer_cannot_express(tmp_path):
     HfClapProcessor.from_pretrained(hf_clap.TINY).save_pretrained(halves)
     with pytest.raises(ValueError, match="is a HfClapAudioModelWithProjection, which is no whole CLAP"):
         convert_back(halves, tmp_path / "tiny", "transformers")
+    more = shutil.copytree(hf_clap.TINY, tmp_path.parent / f"{tmp_path.name}-more")
+    weights = load_file(more / "model.safetensors") | {"text_model.head.weight": torch.ones(2)}
+    save_file(weights, more / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        OSError, match=r"has 1 weights more than its config\.json says, such as text_model\.head\.weight"
+    ):
+        convert_back(more, tmp_path / "tiny", "transformers")
     with pytest.raises(ValueError, match="no way back to 'laion'; choose one of msclap-2022, transformers"):
         convert_back(hf_clap.TINY, tmp_path / "tiny", "laion")
     assert not list(tmp_path.iterdir())
@@ -778,6 +785,12 @@ def test_counts_beyond_half_precision_are_of_no_account(small, tmp_path):
     convert_checkpoint(tmp_path / "weights.pth", tmp_path / "out", kind, tokenizer)
     converted = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in converted.values()} == {torch.float16, torch.int64}
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    convert_checkpoint(tmp_path / "weights.pth", tmp_path / "whole", kind, tokenizer)
+    counts = [
+        t for n, t in load_file(tmp_path / "whole" / "model.safetensors").items() if n.endswith("batches_tracked")
+    ]
+    assert set(map(int, counts)) == {100_000}
 
 
 class Trojan:

@@ -61,7 +61,6 @@ def losses(folder):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--batch-size", "1"], "--batch-size must be at least 2: one pair has nothing to contrast it with"),
         (["--freeze-audio", "--audio-learning-rate", "1"], "--freeze-audio leaves nothing to --audio-learning-rate"),
         (["--freeze-text", "--text-learning-rate", "0"], "--freeze-text leaves nothing to --text-learning-rate"),
     ],

@@ -21,14 +21,3 @@ def test_an_error_leaves_the_file_before_and_nothing_else(tmp_path):
         write_half(tmp_path / "a.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "whole"
-
-
-def test_a_link_stays_a_link(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link.txt").symlink_to(tmp_path / "folder" / "a.txt")
-    for text in ("first", "second"):
-        with whole_file(tmp_path / "link.txt") as unfinished:
-            unfinished.write_text(text)
-        assert (tmp_path / "link.txt").is_symlink()
-        assert (tmp_path / "folder" / "a.txt").read_text() == text
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "folder", "link.txt"]

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NoReturn
@@ -65,17 +66,16 @@ def port(text: str) -> int:
 
 
 def file_to_write(text: str) -> Path:
-    """A file that can be made, or made anew."""
-    path = Path(text)
+    """A file that can be made, or made anew; of a link, what it leads to, so that the link stays."""
+    path = Path(os.path.realpath(text))
     try:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "a device or a pipe"
-            raise argparse.ArgumentTypeError(f"{path} is {what}; name a file")
+            raise argparse.ArgumentTypeError(f"{text} is {what}; name a file")
         if not path.parent.is_dir():
-            raise argparse.ArgumentTypeError(f"the folder of {path} does not exist; make it, or choose another")
-        place = path.resolve()
-        with NamedTemporaryFile(prefix=f".{place.name}.", dir=place.parent):  # as it will be written
+            raise argparse.ArgumentTypeError(f"the folder of {text} does not exist; make it, or choose another")
+        with NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):  # as it will be written
             pass
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path} cannot be written ({error.strerror}); choose another") from error
+        raise argparse.ArgumentTypeError(f"{text} cannot be written ({error.strerror}); choose another") from error
     return path

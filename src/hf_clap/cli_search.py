@@ -113,8 +113,10 @@ def run_demo(options: argparse.Namespace) -> int:
     """Serve the page until it is interrupted; returns the exit code."""
     from .demo import build_demo, launch_demo  # needs an extra
 
-    if options.sounds and not (options.index and options.sounds.is_dir()):
+    if options.sounds and not options.index:
         raise ValueError("--sounds is the folder of the recordings of --index; name both.")
+    if options.sounds and not options.sounds.is_dir():
+        raise ValueError(f"--sounds {options.sounds} is not a folder; name that of the recordings.")
     tagger = _pipeline(options)
     launch_demo(build_demo(tagger, options.index, options.sounds), options.host, options.port, options.share)
     return 0

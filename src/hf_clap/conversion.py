@@ -209,8 +209,9 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
     ]
     if wrong:
         raise ValueError(f"{len(wrong)} weights have the wrong shape: {', '.join(wrong[:5])}; check the file.")
-    # batches are counted for training alone, and in half precision beyond its largest number
-    converted |= {name: expected[name] for name in converted if name.endswith(".num_batches_tracked")}
+    # batches are counted for training alone, and a cast to half precision has no number for many of them
+    counts = {name: tensor for name, tensor in converted.items() if name.endswith(".num_batches_tracked")}
+    converted |= {name: expected[name] for name, count in counts.items() if not (count.is_meta or count.isfinite())}
     odd = [
         LAYOUTS[kind].source_name(name)
         for name, tensor in converted.items()

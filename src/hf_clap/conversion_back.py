@@ -42,7 +42,7 @@ def convert_back(source: str | PathLike[str], output: str | PathLike[str], kind:
         raise ValueError(f"There is no way back to {kind!r}; choose one of {', '.join(BACK)}.")
     with new_output(output, is_file=kind == "msclap-2022") as path:
         check_checkpoint(str(source))
-        BACK[kind](load_model(str(source)), load_processor(str(source)), path)
+        BACK[kind](load_model(str(source), strict=True), load_processor(str(source)), path)
     return Path(output)
 
 

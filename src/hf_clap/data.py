@@ -13,7 +13,6 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -136,16 +135,16 @@ def interleave_pairs(streams: Sequence[PairStream], weights: Sequence[float] | N
     for stream in streams:
         if not isinstance(stream, PairStream):
             raise PairError(f"A {type(stream).__name__} cannot be interleaved; pass streams of load_pairs.")
-    weights = [1.0] * len(streams) if weights is None else list(weights)
-    are_positive = all(isinstance(weight, Real) and weight > 0 for weight in weights)
-    if len(weights) != len(streams) or not streams or not are_positive or not sum(weights) < math.inf:
-        raise PairError(f"{len(streams)} streams need as many positive weights; there are {weights}.")
+    numbers = np.array([1.0] * len(streams) if weights is None else list(weights))
+    are_weights = numbers.dtype.kind in "iuf" and len(numbers) == len(streams) and bool((numbers > 0).all())
+    if not streams or not are_weights or not sum(numbers.tolist()) < math.inf:
+        raise PairError(f"{len(streams)} streams need as many positive weights; there are {numbers.tolist()}.")
     for name in ("sampling_rate", "training"):
         if len({getattr(stream, name) for stream in streams}) > 1:
             raise PairError(f"The streams differ in {name}; load them for one model and one purpose.")
     if any(stream.world_size > 1 for stream in streams):
         raise PairError("Interleave whole streams, and split the result: interleave_pairs(streams).split(rank, …).")
-    return _InterleavedPairs(streams, weights)
+    return _InterleavedPairs(streams, numbers.tolist())
 
 
 class PairStream(IterableDataset, ABC):
@@ -283,8 +282,9 @@ class _SourcePairs(PairStream):
         self.max_skipped = max_skipped
 
     def order(self) -> dict[str, Any]:
-        settings = {"training": self.training, "seed": self.seed, "buffer_size": self.buffer_size}
-        return {"number of streams": 1, **settings, "number of shards": self.rows.num_shards}
+        drawn = {"seed": int(self.seed), "buffer_size": int(self.buffer_size)} if self.training else {}
+        shards = {"number of shards": self.rows.num_shards}
+        return {"number of streams": 1, "training": bool(self.training), **drawn, **shards}
 
     def start(self, worker: int) -> dict[str, Any]:
         place = {"epoch": self._epoch, "shard": 0, "row": 0, "taken": 0, "index": 0}
@@ -427,7 +427,8 @@ class _InterleavedPairs(PairStream):
     def order(self) -> dict[str, Any]:
         orders = enumerate(stream.order() for stream in self.streams)
         of_streams = {f"{name} (stream {at})": value for at, order in orders for name, value in order.items()}
-        return {"number of streams": len(self.streams), "weights": self.weights.tolist(), **of_streams}
+        own = {"number of streams": len(self.streams), "seed": int(self.seed), "weights": self.weights.tolist()}
+        return own | of_streams
 
     def start(self, worker: int) -> dict[str, Any]:
         return {"worker": worker, "index": 0, "streams": [stream.start(worker) for stream in self.streams]}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from operator import attrgetter, is_
+from operator import is_
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
@@ -174,5 +174,5 @@ class ModuleState:
             hooks_of_all()
             or any(self._hooks)
             or any(map(dict.__contains__, self._attributes, repeat("forward")))
-            or any(map(attrgetter("training"), self._modules))  # dropout that draws at inference too
+            or any(map(dict.get, self._attributes, repeat("training")))  # dropout that draws at inference too
         )

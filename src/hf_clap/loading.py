@@ -34,12 +34,12 @@ def check_checkpoint(source: str, revision: str = "main") -> None:
         OSError: if there is no checkpoint.
         ValueError: if it is of something else.
     """
-    if Path(source, AUDIO_GRAPH).is_file():
-        raise ValueError(f"{source!r} is exported to ONNX; choose the backend onnx for it.")
+    if Path(source, AUDIO_GRAPH).is_file() and not any(Path(source).glob("model*.safetensors")):
+        raise ValueError(f"{source!r} is exported to ONNX; tag with the backend onnx, or name what it was made from.")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except StrictDataclassError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = str(error.__cause__ or error).partition("\n")[0]
         raise ValueError(f"The config.json of {source!r} cannot be used ({reason}); correct it.") from error
     except (OSError, ValueError, KeyError) as error:
         raise OSError(
@@ -62,27 +62,29 @@ def load_processor(source: str, revision: str = "main") -> HfClapProcessor:
         source, revision: as `check_checkpoint` takes them.
 
     Raises:
-        OSError: if its files are missing or damaged.
-        ValueError: if no tokenizer can be made of them.
+        OSError: if its files are missing or damaged, or no tokenizer can be made of them.
     """
     try:
         processor: HfClapProcessor = HfClapProcessor.from_pretrained(source, revision=revision)
     except JSONDecodeError as error:
         raise OSError(f"A JSON file of {source!r} is damaged ({error}); download or save it again.") from error
     except ValueError as error:
-        reason = str(error).splitlines()[0].rstrip(".: ")
-        raise ValueError(f"The processor of {source!r} cannot be loaded ({reason}); save it there again.") from error
+        reason = str(error).partition("\n")[0].rstrip(".: ")
+        raise OSError(f"The processor of {source!r} cannot be loaded ({reason}); save it there again.") from error
     return processor
 
 
-def load_model(source: str, revision: str = "main", dtype: str | torch.dtype = "auto") -> HfClapModel:
+def load_model(
+    source: str, revision: str = "main", dtype: str | torch.dtype = "auto", strict: bool = False
+) -> HfClapModel:
     """
     Args:
         source, revision: as `check_checkpoint` takes them.
         dtype: to load in; the checkpoint's own when `auto`.
+        strict: whether weights are refused too that its configuration has no place for, as those of a subclass.
 
     Raises:
-        OSError: if its weights are missing, damaged, not all there or of other shapes than its configuration says.
+        OSError: if its weights are missing, damaged, not all there or others than its configuration says.
     """
     load: Any = HfClapModel.from_pretrained
     try:
@@ -100,5 +102,10 @@ def load_model(source: str, revision: str = "main", dtype: str | torch.dtype = "
     if missing := sorted(loading["missing_keys"]):
         raise OSError(
             f"{source!r} lacks {len(missing)} weights of a whole model, such as {missing[0]}; is it one side?"
+        )
+    if strict and (unexpected := sorted(loading["unexpected_keys"])):
+        raise OSError(
+            f"{source!r} has {len(unexpected)} weights more than its config.json says, such as {unexpected[0]}; see "
+            "that both belong together."
         )
     return model

@@ -13,7 +13,7 @@ from transformers.utils import can_return_tuple
 
 from .attention import HeadsAttention
 from .configuration_hf_clap import HfClapCaptioningConfig
-from .modeling_hf_clap import HfClapPreTrainedModel
+from .modeling_hf_clap import HfClapPreTrainedModel, in_default_dtype
 
 DEFAULT_NEW_TOKENS = 20  # of transformers' `generate`
 
@@ -99,7 +99,7 @@ class HfClapForAudioCaptioning(HfClapPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self._build_audio_side()
         self.mapper = PrefixMapper(config)
-        self.decoder = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.decoder = in_default_dtype(AutoModelForCausalLM, config.text_config)
         self.post_init()
 
     @torch.no_grad()

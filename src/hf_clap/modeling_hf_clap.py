@@ -97,8 +97,15 @@ def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
         )
     accepted = inspect.signature(mapping[type(config)]).parameters
     options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
-    dtype = torch.get_default_dtype()  # not that of the checkpoint which the configuration is from
-    return through_onednn(auto_class.from_config(config, dtype=dtype, **options))
+    return through_onednn(in_default_dtype(auto_class, config, **options))
+
+
+def in_default_dtype(auto_class: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """A new model of that configuration, not in the precision of the checkpoint which the configuration is from."""
+    dtype = config.dtype
+    model: PreTrainedModel = auto_class.from_config(config, dtype=torch.get_default_dtype(), **options)
+    config.dtype = dtype  # `from_config` has written the other one there
+    return model
 
 
 class HfClapPreTrainedModel(PreTrainedModel):

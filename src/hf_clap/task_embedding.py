@@ -119,8 +119,8 @@ def _embed(
     kept = cache.get(key_of.values()) if cache else {}
     results: dict[str, ClipEmbedding | Exception] = {}
     for content, key in key_of.items():
-        if key in kept:
-            results[content] = _finite(ClipEmbedding(**kept[key]), clips[content])
+        if key in kept and all(np.isfinite(array).all() for array in kept[key].values()):  # older versions kept NaN
+            results[content] = ClipEmbedding(**kept[key])
     order = list(clips)
     eights = (order[start : start + CLIPS_TOGETHER] for start in range(0, len(order), CLIPS_TOGETHER))
     groups = [missing for eight in eights if (missing := [content for content in eight if content not in results])]

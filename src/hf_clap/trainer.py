@@ -85,7 +85,7 @@ class HfClapTrainingArguments(TrainingArguments):
             raise ValueError("label_smoothing_factor has no effect on a contrastive loss; leave it out.")
         if self.fp16_full_eval or self.bf16_full_eval:
             raise ValueError("fp16_full_eval and bf16_full_eval have no effect here; choose bf16=True, or neither.")
-        if not cast("Any", self.accelerator_config).even_batches:
+        if self.world_size > 1 and not cast("Any", self.accelerator_config).even_batches:
             raise ValueError("even_batches=False lets processes wait for others that have no batch; leave it out.")
         for tower in ("audio", "text"):
             rate = getattr(self, f"{tower}_learning_rate")
@@ -409,11 +409,10 @@ class HfClapTrainer(Trainer):
 def _check_kinds(model: Any, args: Any) -> None:
     if not isinstance(args, HfClapTrainingArguments):
         raise TypeError(f"args is a {type(args).__name__}; pass HfClapTrainingArguments.")
-    core = unwrapped(model)
-    core = core.get_base_model() if hasattr(core, "get_base_model") else core  # inside adapters
+    inside = model.modules() if isinstance(model, nn.Module) else ()  # of adapters and other wrappers
     # by name, as a model that came with its code is of a class of its own
-    if "HfClapModel" not in (parent.__name__ for parent in type(core).__mro__):
-        raise TypeError(f"model is a {type(core).__name__}; pass an HfClapModel, also with adapters of peft.")
+    if not any(parent.__name__ == "HfClapModel" for part in inside for parent in type(part).__mro__):
+        raise TypeError(f"model is a {type(model).__name__}; pass an HfClapModel, also with adapters of peft.")
 
 
 def _check_effects(args: HfClapTrainingArguments, options: dict[str, Any]) -> None:
@@ -431,6 +430,12 @@ def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None
             raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
         if args.train_sampling_strategy != "random":
             raise ValueError(f"train_sampling_strategy={args.train_sampling_strategy} is for lists; leave it out.")
+    elif isinstance(dataset, IterableDataset):
+        if args.world_size > 1:
+            raise TypeError(
+                f"A {type(dataset).__name__} cannot be shared among processes; pass a stream of load_pairs, or pairs "
+                "with numbers and a length."
+            )
     elif not _has_items(dataset):
         raise TypeError(
             f"train_dataset is a {type(dataset).__name__}; pass a stream of load_pairs, or pairs with a length."

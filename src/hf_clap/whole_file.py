@@ -12,7 +12,7 @@ def whole_file(place: Path) -> Iterator[Path]:
     A hidden path beside `place` to write to, which takes its place if all goes well and leaves nothing if not.
 
     Args:
-        place: of the file; what is there is replaced. A link stays, and what it points to is replaced.
+        place: of the file; what is there is replaced.
 
     Example:
 
@@ -31,7 +31,6 @@ def whole_file(place: Path) -> Iterator[Path]:
 
     ```
     """
-    place = Path(os.path.realpath(place))
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         yield temporary
