@@ -109,7 +109,8 @@ class HfClapTrainer(Trainer):
         args: `HfClapTrainingArguments`.
         processing_class: the `HfClapProcessor`, saved with the model; makes the batches, unless there is a
             `data_collator`.
-        train_dataset, eval_dataset: streams of `load_pairs`, or data sets of `Pair` with a length.
+        train_dataset, eval_dataset: streams of `load_pairs`, or data sets of `Pair` with a length; to train in one
+            process also an `IterableDataset` of them.
         options: further arguments of `Trainer`, but for `compute_metrics`, `preprocess_logits_for_metrics` and
             `compute_loss_func`.
 
