@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "linear": {"derived"},
     "folded_conv": {"derived", "linear"},
     "prepared_stage": {"attention", "derived", "linear"},
+    "unpadded_encoder": {"derived", "linear"},
     "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower", "prepared_stage"},
     "modeling_patch_cnn": {"configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_hf_clap": {
@@ -43,6 +44,7 @@ MAY_IMPORT = {
         "modeling_htsat",
         "modeling_patch_cnn",
         "projections",
+        "unpadded_encoder",
     },
     "modeling_captioning": {"attention", "configuration_hf_clap", "modeling_hf_clap"},
     "modeling_classification": {"configuration_hf_clap", "modeling_hf_clap"},
@@ -206,6 +208,7 @@ TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.star
     "losses",
     "prepared_stage",
     "projections",
+    "unpadded_encoder",
     "waveform",
 ]
 

@@ -32,6 +32,7 @@ from .projections import (
     ConceptTextProjection,
     pool_text,
 )
+from .unpadded_encoder import without_padding
 
 AUDIO_MODELS: dict[str, type[PreTrainedModel]] = {
     model.config_class.model_type: model for model in (HfClapCnn14Model, HfClapHtsatModel, HfClapPatchCnnModel)
@@ -97,7 +98,7 @@ def _text_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
         )
     accepted = inspect.signature(mapping[type(config)]).parameters
     options = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in accepted else {}
-    return through_onednn(in_default_dtype(auto_class, config, **options))
+    return without_padding(through_onednn(in_default_dtype(auto_class, config, **options)))
 
 
 def in_default_dtype(auto_class: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:

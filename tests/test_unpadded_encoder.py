@@ -1,0 +1,202 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+import hf_clap
+from hf_clap import unpadded_encoder
+from hf_clap.linear import ONEDNN_DTYPES
+from hf_clap.unpadded_encoder import UNPADDED, without_padding
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 48,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 40,
+}
+MASKS = {
+    "none": None,
+    "all": torch.ones(4, 9),
+    "right": torch.tensor([[1] * length + [0] * (9 - length) for length in (9, 1, 4, 9)]),
+    "left": torch.tensor([[0] * (9 - length) + [1] * length for length in (9, 1, 4, 9)]),
+    "holes": torch.tensor([[1, 0, 1] * 3, [0, 1, 0] * 3, [1] * 9, [0] * 8 + [1]]),
+}
+
+torch.manual_seed(0)
+WORDS = torch.randint(3, 50, (4, 9))
+
+
+@pytest.fixture(params=[(BertModel, BertConfig), (RobertaModel, RobertaConfig)], ids=["bert", "roberta"])
+def tower(request):
+    """Every parameter off its default; scores spread."""
+    model, config = request.param
+    torch.manual_seed(0)
+    tower = model(config(**SIZES)).eval()
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return tower
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How many layers have been computed without padding."""
+    reads, read = [], unpadded_encoder._read
+    monkeypatch.setattr(unpadded_encoder, "_read", lambda *given: reads.append(1) or read(*given))
+    return reads
+
+
+def outputs(tower, mask=MASKS["right"], **options):
+    with torch.inference_mode():
+        return tower(WORDS, attention_mask=mask, **options)
+
+
+def assert_same(mine, theirs, mask=MASKS["right"]):
+    is_real = torch.ones(4, 9, dtype=torch.bool) if mask is None else mask.bool()
+    difference = (mine.last_hidden_state - theirs.last_hidden_state).float()[is_real]
+    # bfloat16 rounds between a layer and what follows it, which in one pass it does not
+    tolerance = 0.02 if mine.last_hidden_state.dtype == torch.bfloat16 else 1e-6
+    assert difference.norm() < tolerance * theirs.last_hidden_state.float()[is_real].norm()
+    first = is_real[:, 0]  # the pooler's token
+    assert (mine.pooler_output - theirs.pooler_output)[first].abs().max() < 50 * tolerance
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
+@pytest.mark.parametrize("dtype", ONEDNN_DTYPES, ids=str)
+def test_real_tokens_have_the_states_that_transformers_gives_them(tower, reads, dtype, mask):
+    theirs = outputs(tower.to(dtype), mask)
+    mine = outputs(without_padding(tower), mask)
+    assert len(reads) == 3
+    assert_same(mine, theirs, mask)
+    if mask is not None:
+        assert mine.last_hidden_state[~mask.bool()].eq(0).all()
+    assert outputs(tower, mask).last_hidden_state.equal(mine.last_hidden_state)
+
+
+def test_positions_may_be_given(tower, reads):
+    positions = torch.arange(9).flip(0)[None]
+    theirs = outputs(tower, position_ids=positions)
+    assert (theirs.pooler_output - outputs(tower).pooler_output).abs().max() > 0.01
+    assert_same(outputs(without_padding(tower), position_ids=positions), theirs)
+    assert len(reads) == 3
+
+
+def hook(tower):
+    tower.encoder.layer[1].output.dense.register_forward_hook(lambda module, given, output: output * 2)
+
+
+def adapter(tower):
+    dense = tower.encoder.layer[1].intermediate.dense
+    tower.encoder.layer[1].intermediate.dense = nn.Sequential(dense, nn.Hardtanh())
+
+
+def own_forward(tower):
+    tower.encoder.layer[2].forward = lambda hidden, *given, **options: hidden + 1
+
+
+def other_activation(tower):
+    tower.encoder.layer[0].intermediate.intermediate_act_fn = nn.GELU(approximate="tanh")
+
+
+def other_norm(tower):
+    tower.encoder.layer[0].output.LayerNorm = nn.RMSNorm(48)
+
+
+@pytest.mark.parametrize("change", [hook, adapter, own_forward, other_activation, other_norm])
+def test_what_is_changed_in_a_layer_takes_part(tower, reads, change):
+    """Also after the first call; and not any more once it has gone."""
+    changed = copy.deepcopy(tower)
+    change(changed)
+    theirs = outputs(changed)
+    assert (theirs.pooler_output - outputs(tower).pooler_output).abs().max() > 1e-4
+    without_padding(tower)
+    outputs(tower)
+    reads.clear()
+    change(tower)
+    assert_same(outputs(tower), theirs)
+    assert not reads
+
+
+def test_weights_may_change_between_calls(tower, reads):
+    without_padding(tower)
+    before = outputs(tower)
+    with torch.no_grad():
+        tower.encoder.layer[1].output.dense.weight.mul_(2)
+    tower.encoder.layer[2].attention.self.query.weight.data *= 2
+    changed = outputs(tower)
+    tower.encoder.__class__ = type(tower.encoder).__mro__[2]
+    assert (changed.pooler_output - before.pooler_output).abs().max() > 0.01
+    assert_same(changed, outputs(tower))
+    assert len(reads) == 6
+
+
+def test_modules_are_called_in_training_and_for_gradients(tower, reads):
+    without_padding(tower)
+    expected = outputs(tower)
+    reads.clear()
+    states = tower(WORDS, attention_mask=MASKS["right"])
+    assert_same(states, expected)
+    states.pooler_output.sum().backward()
+    assert tower.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 0
+    tower.encoder.layer[0].train()
+    dropped = outputs(tower)
+    assert (dropped.pooler_output - expected.pooler_output).abs().max() > 0.01
+    assert not reads
+
+
+@pytest.mark.parametrize("name", ["attentions", "hidden_states"])
+def test_what_is_asked_for_is_given(tower, reads, name):
+    tower.set_attn_implementation("eager")  # SDPA has no attention weights to give
+    theirs = outputs(tower, **{f"output_{name}": True})
+    mine = outputs(without_padding(tower), **{f"output_{name}": True})
+    assert_same(mine, theirs)
+    for ours, expected in zip(mine[name], theirs[name], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    assert not reads
+
+
+def test_masks_that_are_not_of_padding_are_left_to_transformers(tower, reads):
+    causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(4, 1, 9, 9)
+    theirs = outputs(tower, causal)
+    assert (theirs.last_hidden_state - outputs(tower, None).last_hidden_state).abs().max() > 0.1
+    assert_same(outputs(without_padding(tower), causal), theirs, None)
+    nobody = torch.tensor([[1] * 9] * 3 + [[0] * 9])  # a text without tokens
+    theirs = outputs(copy.deepcopy(tower), nobody)
+    assert_same(outputs(tower, nobody), theirs, nobody)
+    assert not reads
+
+
+def test_a_decoder_stays_one(reads):
+    torch.manual_seed(0)
+    tower = BertModel(BertConfig(**SIZES, is_decoder=True)).eval()
+    theirs = outputs(tower, torch.ones(4, 9))
+    assert_same(outputs(without_padding(tower), torch.ones(4, 9)), theirs, None)
+    assert not reads
+
+
+def test_copies_decide_for_themselves(tower, reads):
+    without_padding(tower)
+    expected = outputs(tower)
+    for duplicate in (copy.deepcopy(tower), pickle.loads(pickle.dumps(tower))):
+        reads.clear()
+        assert outputs(duplicate).last_hidden_state.equal(expected.last_hidden_state)
+        assert len(reads) == 3
+        hook(duplicate)
+        assert (outputs(duplicate).pooler_output - expected.pooler_output).abs().max() > 0.01
+        assert outputs(tower).last_hidden_state.equal(expected.last_hidden_state)
+
+
+def test_models_have_it(tiny_model, reads):
+    assert type(tiny_model.text_model.encoder) in UNPADDED.values()
+    assert type(hf_clap.HfClapModel(hf_clap.HfClapConfig()).text_model.encoder) in UNPADDED.values()
+    parameters = {name: value.shape for name, value in tiny_model.text_model.state_dict().items()}
+    plain = BertModel(tiny_model.text_model.config, add_pooling_layer=False)
+    assert parameters == {name: value.shape for name, value in plain.state_dict().items()}
+    with torch.inference_mode():
+        tiny_model.encode_text(WORDS)
+    assert len(reads) == tiny_model.config.text_config.num_hidden_layers
