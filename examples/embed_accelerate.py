@@ -69,10 +69,13 @@ def embed(options: argparse.Namespace) -> None:
         # 3. The first one writes
         if writer:
             write_groups(writer, rounds(), corpus.total)
-            print(f"{writer.output}: {writer.recordings} recordings, {writer.windows} windows, {writer.kept} kept")
         else:
             for _ in rounds():
                 pass
+    if writer:
+        print(f"{writer.output}: {writer.recordings} recordings, {writer.windows} windows, {writer.kept} kept")
+        if writer.failed:
+            print(f"{writer.failed_file}: {writer.failed} recordings that cannot be read")
 
 
 if __name__ == "__main__":

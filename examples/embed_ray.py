@@ -83,6 +83,8 @@ def embed(options: argparse.Namespace) -> None:
         # 3. Into the index, group by group
         write_groups(writer, gathered(groups, rows.iter_rows()), corpus.total)
     print(f"{writer.output}: {writer.recordings} recordings, {writer.windows} windows, {writer.kept} embedded before")
+    if writer.failed:
+        print(f"{writer.failed_file}: {writer.failed} recordings that cannot be read")
 
 
 def read(row: dict[str, Any], reader: WindowReader, known: Any) -> Iterator[dict[str, Any]]:

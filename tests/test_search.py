@@ -175,6 +175,16 @@ def test_scores_are_cosines(sounds, tiny_tagger):
     assert best["score"] == pytest.approx(max(np.array(row["embedding"]) @ query for row in rows), abs=1e-6)
 
 
+def test_no_cosine_is_beyond_1(tiny_tagger, tmp_path, monkeypatch):
+    """Embeddings are rounded to float16, some to a little more than length 1."""
+    vectors = np.float16(1.001) * np.array([1, -1] * 5, np.float16)[:, None] * np.eye(1, DIM, dtype=np.float16)
+    index = SoundIndex(write_vectors(tmp_path / "a.parquet", tiny_tagger, vectors), tiny_tagger)
+    query = np.eye(1, DIM, dtype=np.float32)
+    monkeypatch.setattr(index, "embed_query", lambda *_: query[0])
+    assert abs(index.nearest(query, 10)[0]).min() > 1
+    assert [moment["score"] for moment in index.search("x", top_k=10)] == [1.0] * 5 + [-1.0] * 5
+
+
 def test_an_index_is_that_of_one_moment(tiny_tagger, tmp_path, monkeypatch):
     """Also while another one takes its place."""
     vectors = np.eye(20, DIM, dtype=np.float16)
@@ -275,6 +285,7 @@ def test_accelerate_with_two_processes_writes_the_same_file(library, in_one_proc
     )
     assert finished.returncode == 0, finished.stderr
     assert f"71 recordings, {read_info(output).windows} windows, 40 kept" in finished.stdout
+    assert f"{output.with_suffix('.failed.jsonl')}: 1 recordings that cannot be read\n" in finished.stdout
     assert output.read_bytes() == in_one_process.read_bytes()
     assert json.loads(output.with_suffix(".failed.jsonl").read_text())["path"] == "50.wav"
 
@@ -328,6 +339,7 @@ def test_ray_on_two_nodes_with_an_actor_killed_writes_the_same_file(library, in_
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "killed an actor\n" in finished.stdout
+    assert f"{output.with_suffix('.failed.jsonl')}: 1 recordings that cannot be read\n" in finished.stdout
     assert "nodes 2\n" in finished.stdout
     assert output.read_bytes() == in_one_process.read_bytes()
     assert json.loads(output.with_suffix(".failed.jsonl").read_text())["path"] == "50.wav"

@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .data import open_rows
 from .pair_columns import audio_column
+from .rows import open_rows
 
 AUDIO_SUFFIXES = {
     ".aac",

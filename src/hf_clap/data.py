@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,19 +18,11 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .pair_columns import Columns, Pair, PairError, read_audio
+from .rows import open_rows
 from .waveform import AudioError
 
 logger = logging.getLogger(__name__)
 
-# What `load_dataset` calls the readers of single files.
-BUILDERS = {
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".tar": "webdataset",
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-}
 READ_ROWS = 16  # that are taken from a file at a time
 # So many skipped rows, times `max_skipped`, are forgiven before a share can be told.
 LEAST_ROWS = 100
@@ -454,45 +445,6 @@ class _InterleavedPairs(PairStream):
                 weights[chosen] = 0.0
             else:
                 yield pair, {"index": index, "streams": list(states)}
-
-
-def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
-    """A new `datasets.IterableDataset` with audio as it is stored; arguments and errors as of `load_pairs`."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError('Data sets need datasets: run `pip install "hf_clap[train]"`.') from error
-    if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        if split not in source:
-            raise PairError(f"There is no split {split}; pass split=… with one of {', '.join(map(str, source))}.")
-        source = source[split]
-    elif not isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
-        files = source if isinstance(source, (list, tuple)) else [source]
-        for file in files:
-            if not isinstance(file, (str, os.PathLike)):
-                raise PairError(
-                    f"A {type(file).__name__} is no source of rows; name files, or make rows a data set with "
-                    "datasets.Dataset.from_list."
-                )
-        names = [str(file) for file in files]
-        endings = {
-            next((builder for suffix, builder in BUILDERS.items() if name.lower().endswith(suffix)), None)
-            for name in names
-        }
-        if endings == {None} and len(names) == 1:
-            source = datasets.load_dataset(names[0], split=split, streaming=streaming)
-        elif len(endings) == 1 and None not in endings:  # single files are of no split, and so all of them are "train"
-            source = datasets.load_dataset(*endings, data_files=names, split="train", streaming=streaming)
-        else:
-            raise PairError(
-                f"{source!r} are not files of one kind; pass files that all end with one of {', '.join(BUILDERS)}."
-            )
-    if isinstance(source, datasets.Dataset):
-        if not len(source):
-            raise PairError("The data set has no rows.")
-        source = source.to_iterable_dataset(num_shards=min(64, len(source)))
-    source = source.with_format(None)
-    return source if source.features is None else source.decode(False)
 
 
 def _share_of(reader: int, readers: int, shards: int) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from .attention import attention_scores
 from .derived import ONE_AT_A_TIME, Derived, ModuleState, is_plain
 from .linear import Linear, is_plain_inference, onednn_add_linear, onednn_linear, pack_weight
 
-# For one clip, float32 weights are kept packed too where a block has so few that they take little memory; and these
-# meet many rows. For several clips all are: their hidden states take more. In bfloat16 both together take what float32
-# weights take.
+# Float32 weights are kept packed too where a block has so few that they take little memory; and these meet many rows.
+# All of them would take 100 MB, more than transformers takes for tagging, and save a fortieth of its time. In bfloat16
+# both together take what float32 weights take.
 PACKED_BLOCK_WEIGHTS = 2**19
 
 LinearTensors = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias
@@ -47,7 +47,7 @@ class StagePreparation:
 
     def __init__(self) -> None:
         self._seen: _Seen | None = None
-        self._prepared: tuple[Derived[PreparedStage], Derived[PreparedStage]] = Derived(), Derived()  # plain, packed
+        self._prepared: Derived[PreparedStage] = Derived()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_seen": None, "_prepared": self._prepared}
@@ -74,16 +74,14 @@ class StagePreparation:
                 if seen is None or not seen.is_still(hidden.dtype):
                     self.clear()
                     self._seen = seen = _Seen(stage, hidden.dtype)
-        if not seen.sources:
+        if not seen.is_plain:
             return None
-        packs = len(hidden) > 1 or False not in seen.sources
-        return self._prepared[packs](seen.sources[packs], lambda: PreparedStage(stage, packs))
+        return self._prepared(seen.sources, lambda: PreparedStage(stage, _packs(stage)))
 
     def clear(self) -> None:
         """Give the memory back."""
         self._seen = None
-        for prepared in self._prepared:
-            prepared.clear()
+        self._prepared.clear()
 
 
 class _Seen:
@@ -91,10 +89,8 @@ class _Seen:
 
     def __init__(self, stage: Any, dtype: torch.dtype):
         self._dtype, self._state = dtype, ModuleState(stage)
-        # what is copied, by whether weights are packed; nothing where its modules must be called
-        self.sources: dict[bool, list[torch.Tensor | None]] = {}
-        if not self._state.is_watched and _is_plain(stage, dtype):
-            self.sources = {packs: _sources(stage, packs) for packs in {True, _packs_for_one_clip(stage)}}
+        self.is_plain = not self._state.is_watched and _is_plain(stage, dtype)  # else its modules must be called
+        self.sources = _sources(stage) if self.is_plain else []
 
     def is_still(self, dtype: torch.dtype) -> bool:
         return self._dtype == dtype and self._state.is_as_seen()
@@ -204,17 +200,17 @@ def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
     )
 
 
-def _packs_for_one_clip(stage: Any) -> bool:
+def _packs(stage: Any) -> bool:
     weights = [layer.weight for layer in _linears(stage.blocks[0])]
     return weights[0].dtype == torch.bfloat16 or sum(weight.numel() for weight in weights) <= PACKED_BLOCK_WEIGHTS
 
 
-def _sources(stage: Any, packs: bool) -> list[torch.Tensor | None]:
+def _sources(stage: Any) -> list[torch.Tensor | None]:
     """What a prepared stage has copies of."""
     sources = []
     for block in stage.blocks:
         sources += [block.attention.relative_position_bias_table, block.shift_mask]
-    if packs:
+    if _packs(stage):
         sources += [tensor for layer in _all_linears(stage) for tensor in (layer.weight, layer.bias)]
     return sources
 

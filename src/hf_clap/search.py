@@ -169,6 +169,7 @@ class SoundIndex:
             spans = taken.setdefault(path, [])
             if all(end <= other_start or start >= other_end for other_start, other_end in spans):
                 spans.append((start, end))
+                score = max(-1.0, min(score, 1.0))  # embeddings in float16 are not quite of length 1
                 found.append({"path": path, "timestamp": (start, end), "score": score})
         return found
 

@@ -44,11 +44,9 @@ class UnpaddedEncoder(nn.Module):
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
         """As in transformers."""
         is_real = None
-        # positions are in the hidden states already
-        asked = {name for name, value in options.items() if value is not None and value is not False} - {
-            "position_ids"
-        }
-        if not asked and self.plainness(self, hidden_states):
+        others = [value for name, value in options.items() if name != "position_ids"]  # known to the hidden states
+        asks_more = any(value is not None and value is not False for value in others)
+        if not asks_more and self.plainness(self, hidden_states):
             is_real = _real_tokens(hidden_states, attention_mask)
         if is_real is None:
             return super().forward(hidden_states, attention_mask, **options)
@@ -97,7 +95,7 @@ class Plainness:
     def __call__(self, encoder: Any, hidden: torch.Tensor) -> bool:
         if encoder.training or encoder.config._attn_implementation != "sdpa":
             return False
-        if not is_plain_inference(hidden, encoder.layer[0].output.LayerNorm.weight):
+        if not is_plain_inference(hidden, next(encoder.parameters(), hidden)):
             return False
         found = self._found  # once, for another thread may look at the same time
         if found is None or not found[0].is_as_seen():
