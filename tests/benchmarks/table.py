@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("features", "towers", "text", "tagging", "corpus", "training_step")
+SCRIPTS = ("features", "features_float64", "towers", "text", "tagging", "corpus", "training_step")
 
 
 def main() -> None:
