@@ -4,8 +4,8 @@ Log-mels: hf_clap's feature extractor against transformers' `ClapFeatureExtracto
     python tests/benchmarks/features.py [--rounds 7] [--threads 2] [--json RESULT.json]
 
 The clips are noise of full length; where there is energy (above -60 dB) the two must agree to 0.002 dB. "The Fourier
-transforms alone" are PyTorch's for as many frames, and what the log-mels' ratio could be at most. transformers computes
-in float64, as hf_clap does with `double_precision`: see `features_float64.py`.
+transforms alone" are PyTorch's for as many frames, and what the log-mels' ratio could be at most. transformers
+computes in float64, as hf_clap does with `double_precision`: see `features_float64.py`.
 """
 
 from typing import Any
