@@ -1,5 +1,7 @@
 import copy
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -9,12 +11,18 @@ from torch import nn
 
 from hf_clap import HfClapHtsatConfig, HfClapHtsatModel
 from hf_clap.linear import ONEDNN_DTYPES, Linear
+from hf_clap.modeling_htsat import WindowAttention
 from hf_clap.prepared_stage import PACKED_BLOCK_WEIGHTS
 
 
 class Halved(nn.Module):
     def forward(self, weight):
         return weight / 2
+
+
+class Doubled(WindowAttention):
+    def forward(self, hidden, shift_mask):
+        return 2 * super().forward(hidden, shift_mask)
 
 
 @pytest.fixture(params=ONEDNN_DTYPES, ids=str)
@@ -81,6 +89,9 @@ def test_prepared_stages_give_what_their_modules_give(tower, batch):
         lambda block: block.attention.query.register_forward_hook(lambda module, inputs, output: 2 * output),
         lambda block: block.linear2.register_forward_pre_hook(lambda module, inputs: -inputs[0]),
         lambda block: setattr(block.norm1, "forward", lambda hidden: 2 * hidden),
+        lambda block: setattr(block, "norm2", nn.Identity()),
+        lambda block: setattr(block, "dropout", nn.Hardtanh()),
+        lambda block: setattr(block.attention, "__class__", Doubled),
     ],
 )
 def test_what_changes_in_a_block_is_heard(tower, change):
@@ -90,6 +101,7 @@ def test_what_changes_in_a_block_is_heard(tower, change):
         before = stage(hidden)
         assert stage.preparation(stage, hidden) is not None
         change(stage.blocks[1])
+        stage.eval()
         after = stage(hidden)
     assert not torch.equal(after, before)
     assert_near(after, by_modules(stage, hidden))
@@ -194,6 +206,32 @@ def test_many_float32_weights_are_not_held_twice(dim):
             weight = block.linear1[0]
             assert weight.is_mkldnn != (weight is stage.blocks[0].linear1.weight)
             assert weight.is_mkldnn == (12 * dim**2 <= PACKED_BLOCK_WEIGHTS)
+
+
+def test_a_block_may_be_left_out(tower):
+    stage = tower.stages[2]
+    hidden = heard_by(stage)
+    with torch.inference_mode():
+        before = stage(hidden)
+        stage.blocks[0] = nn.Identity()
+        stage.eval()
+        after = stage(hidden)
+    assert not torch.equal(after, before)
+    assert_near(after, by_modules(stage, hidden))
+
+
+def test_nothing_keeps_a_stage_alive_that_is_gone(tower):
+    stage = tower.stages.pop(3)
+    with torch.inference_mode():
+        stage(heard_by(stage))
+    weight = weakref.ref(stage.blocks[0].linear1.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del stage
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_workers_that_start_together_prepare_once(tower):

@@ -1,5 +1,7 @@
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -23,9 +25,9 @@ MASKS = {
     "none": None,
     "all": torch.ones(4, 9),
     "right": torch.tensor([[1] * length + [0] * (9 - length) for length in (9, 1, 4, 9)]),
-    "left": torch.tensor([[0] * (9 - length) + [1] * length for length in (9, 1, 4, 9)]),
-    "holes": torch.tensor([[1, 0, 1] * 3, [0, 1, 0] * 3, [1] * 9, [0] * 8 + [1]]),
+    "holes": torch.tensor([[1, 0, 1] * 3, [1, 1, 0] * 3, [1] * 9, [1] + [0] * 7 + [1]]),
 }
+LEFT = MASKS["right"].flip(1)
 
 torch.manual_seed(0)
 WORDS = torch.randint(3, 50, (4, 9))
@@ -62,8 +64,7 @@ def assert_same(mine, theirs, mask=MASKS["right"]):
     # bfloat16 rounds between a layer and what follows it, which in one pass it does not
     tolerance = 0.02 if mine.last_hidden_state.dtype == torch.bfloat16 else 1e-6
     assert difference.norm() < tolerance * theirs.last_hidden_state.float()[is_real].norm()
-    first = is_real[:, 0]  # the pooler's token
-    assert (mine.pooler_output - theirs.pooler_output)[first].abs().max() < 50 * tolerance
+    assert (mine.pooler_output - theirs.pooler_output).abs().max() < 50 * tolerance
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
@@ -107,19 +108,79 @@ def other_norm(tower):
     tower.encoder.layer[0].output.LayerNorm = nn.RMSNorm(48)
 
 
-@pytest.mark.parametrize("change", [hook, adapter, own_forward, other_activation, other_norm])
+def other_dropout(tower):
+    tower.encoder.layer[0].output.dropout = nn.Hardtanh()
+
+
+class Doubled(nn.Module):
+    """As adapters of Houlsby et al. are put in the place of what they adapt, with its parts."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.dense, self.LayerNorm, self.dropout = output.dense, output.LayerNorm, output.dropout
+
+    def forward(self, hidden, residual):
+        return self.LayerNorm(2 * self.dense(hidden) + residual)
+
+
+def around_the_output(tower):
+    tower.encoder.layer[2].attention.output = Doubled(tower.encoder.layer[2].attention.output)
+
+
+def subclass(tower):
+    heads = tower.encoder.layer[1].attention.self
+    heads.__class__ = type(
+        "Heads", (type(heads),), {"forward": lambda self, hidden, *given, **options: (hidden, None)}
+    )
+
+
+class Skip(nn.Module):
+    def forward(self, hidden, *given, **options):
+        return hidden
+
+
+def left_out(tower):
+    tower.encoder.layer[1] = Skip()
+
+
+CHANGES = [
+    hook,
+    adapter,
+    own_forward,
+    other_activation,
+    other_norm,
+    other_dropout,
+    around_the_output,
+    subclass,
+    left_out,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_is_changed_in_a_layer_takes_part(tower, reads, change):
-    """Also after the first call; and not any more once it has gone."""
     changed = copy.deepcopy(tower)
     change(changed)
+    changed.eval()
     theirs = outputs(changed)
     assert (theirs.pooler_output - outputs(tower).pooler_output).abs().max() > 1e-4
     without_padding(tower)
     outputs(tower)
     reads.clear()
     change(tower)
+    tower.eval()
     assert_same(outputs(tower), theirs)
     assert not reads
+
+
+def test_scores_are_scaled_as_the_layer_says(tower, reads):
+    without_padding(tower)
+    before = outputs(tower)
+    tower.encoder.layer[1].attention.self.scaling *= 3
+    changed = outputs(tower)
+    tower.encoder.__class__ = type(tower.encoder).__mro__[2]
+    assert (changed.pooler_output - before.pooler_output).abs().max() > 0.01
+    assert_same(changed, outputs(tower))
+    assert len(reads) == 6
 
 
 def test_weights_may_change_between_calls(tower, reads):
@@ -165,10 +226,41 @@ def test_masks_that_are_not_of_padding_are_left_to_transformers(tower, reads):
     theirs = outputs(tower, causal)
     assert (theirs.last_hidden_state - outputs(tower, None).last_hidden_state).abs().max() > 0.1
     assert_same(outputs(without_padding(tower), causal), theirs, None)
-    nobody = torch.tensor([[1] * 9] * 3 + [[0] * 9])  # a text without tokens
-    theirs = outputs(copy.deepcopy(tower), nobody)
-    assert_same(outputs(tower, nobody), theirs, nobody)
     assert not reads
+
+
+@pytest.mark.parametrize(
+    "mask", [LEFT, torch.tensor([[1] * 9] * 3 + [[0] * 9])], ids=["left", "a text without tokens"]
+)
+def test_texts_that_begin_with_padding_are_left_to_transformers(tower, reads, mask):
+    """The pooler takes the first token, padding or not."""
+    theirs = outputs(tower, mask)
+    assert_same(outputs(without_padding(tower), mask), theirs, mask)
+    assert not reads
+
+
+def test_the_encoder_may_be_called_by_itself(tower, reads):
+    hidden = torch.randn(9, 4, 48).transpose(0, 1)
+    with torch.inference_mode():
+        theirs = tower.encoder(hidden).last_hidden_state
+        encoder = without_padding(tower).encoder
+        for given in ((), (None,), (None, None)):
+            torch.testing.assert_close(encoder(hidden, *given).last_hidden_state, theirs, atol=1e-5, rtol=1e-5)
+    assert len(reads) == 9
+
+
+def test_nothing_keeps_an_encoder_alive_that_is_gone(tower):
+    without_padding(tower)
+    outputs(tower)
+    encoder = tower._modules.pop("encoder")
+    weight = weakref.ref(encoder.layer[0].output.dense.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del encoder
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_a_decoder_stays_one(reads):

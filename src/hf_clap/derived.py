@@ -142,18 +142,20 @@ def hooks_of_all() -> bool:
 class ModuleState:
     """
     What a module is made of, so that a change shows: its submodules and their classes, which tensors they have, and
-    whether anybody watches them, by a hook or in place of `forward`, or one of them alone is in training.
+    whether anybody watches one of them, by a hook or in place of `forward`, or one of them alone is in training. Of
+    the module itself, which asks in its `forward`, only what it has: it may keep this without keeping itself alive.
 
     Args:
         module: as it is now.
     """
 
     def __init__(self, module: nn.Module):
-        self._modules = list(module.modules())
-        self._types = list(map(type, self._modules))
-        self._attributes = list(map(vars, self._modules))
-        self._hooks = [hooks for part in self._modules for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        named = [named for part in self._modules for named in (part._modules, part._parameters, part._buffers)]
+        whole = list(module.modules())
+        self._inside = whole[1:]
+        self._types = list(map(type, self._inside))
+        self._attributes = list(map(vars, self._inside))
+        self._hooks = [hooks for part in self._inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        named = [named for part in whole for named in (part._modules, part._parameters, part._buffers)]
         self._named: list[dict[str, Any]] = list(filter(None, named))
         self._seen = list(self._parts())
         self.is_watched = self._is_watched()
@@ -161,7 +163,7 @@ class ModuleState:
     def is_as_seen(self) -> bool:
         return (
             self._is_watched() == self.is_watched
-            and list(map(type, self._modules)) == self._types
+            and list(map(type, self._inside)) == self._types
             and sum(map(len, self._named)) == len(self._seen)
             and all(map(is_, self._parts(), self._seen))
         )

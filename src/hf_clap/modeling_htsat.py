@@ -223,7 +223,7 @@ class SwinStage(nn.Module):
         dim = config.patch_embed_dim * 2**stage
         self.downsample = nn.Identity() if self.is_last else PatchMerging(dim, config.layer_norm_eps)
         self.register_buffer("orders", self.lay_out(), persistent=False)
-        self.preparation = StagePreparation()
+        self.preparation = StagePreparation(set(map(type, self.modules())))
 
     def train(self, mode: bool = True) -> "SwinStage":
         if mode:

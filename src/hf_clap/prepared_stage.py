@@ -27,30 +27,33 @@ class StagePreparation:
     """
     Prepares a `SwinStage`, and anew when anything in it has changed.
 
+    Args:
+        parts: classes of modules that it computes what they do; where there is another, modules are called.
+
     Example:
 
     ```python
     >>> import torch
     >>> from hf_clap import HfClapHtsatConfig, HfClapHtsatModel
-    >>> from hf_clap.prepared_stage import StagePreparation
 
     >>> config = HfClapHtsatConfig(patch_embed_dim=8, num_attention_heads=(1, 1, 2, 2))
     >>> stage, hidden = HfClapHtsatModel(config).eval().stages[3], torch.randn(1, 64, 64)
     >>> expected = stage(hidden)  # by its modules, as gradients are wanted
     >>> with torch.inference_mode():
-    ...     prepared = StagePreparation()(stage, hidden)
+    ...     prepared = stage.preparation(stage, hidden)
     ...     print(torch.allclose(prepared(hidden), expected, atol=1e-5))
     True
 
     ```
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: set[type[nn.Module]]) -> None:
+        self._parts = parts
         self._seen: _Seen | None = None
         self._prepared: Derived[PreparedStage] = Derived()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_seen": None, "_prepared": self._prepared}
+        return vars(self) | {"_seen": None}
 
     def __call__(self, stage: Any, hidden: torch.Tensor) -> "PreparedStage | None":
         """
@@ -62,10 +65,7 @@ class StagePreparation:
             PreparedStage | None: None where its modules must be called: in training or for gradients, with adapters or
             hooks, under a compiler, or on another device.
         """
-        block = stage.blocks[0]
-        if stage.training or not is_plain_inference(hidden, block.norm1.weight):
-            return None
-        if block.attention.config._attn_implementation not in ("eager", "sdpa"):
+        if stage.training or not is_plain_inference(hidden, next(stage.parameters())):
             return None
         seen = self._seen  # once, for another thread may look at the same time
         if seen is None or not seen.is_still(hidden.dtype):
@@ -73,8 +73,8 @@ class StagePreparation:
                 seen = self._seen
                 if seen is None or not seen.is_still(hidden.dtype):
                     self.clear()
-                    self._seen = seen = _Seen(stage, hidden.dtype)
-        if not seen.is_plain:
+                    self._seen = seen = _Seen(stage, hidden.dtype, self._parts)
+        if not seen.is_plain or stage.blocks[0].attention.config._attn_implementation not in ("eager", "sdpa"):
             return None
         return self._prepared(seen.sources, lambda: PreparedStage(stage, _packs(stage)))
 
@@ -87,9 +87,11 @@ class StagePreparation:
 class _Seen:
     """A `SwinStage` as it was when it was prepared."""
 
-    def __init__(self, stage: Any, dtype: torch.dtype):
+    def __init__(self, stage: Any, dtype: torch.dtype, parts: set[type[nn.Module]]):
         self._dtype, self._state = dtype, ModuleState(stage)
-        self.is_plain = not self._state.is_watched and _is_plain(stage, dtype)  # else its modules must be called
+        self.is_plain = (  # else its modules must be called
+            not self._state.is_watched and parts.issuperset(map(type, stage.modules())) and _is_plain(stage, dtype)
+        )
         self.sources = _sources(stage) if self.is_plain else []
 
     def is_still(self, dtype: torch.dtype) -> bool:
@@ -195,8 +197,12 @@ def _all_linears(stage: Any) -> list[Any]:
 
 def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
     """Whether oneDNN may take all its weights: none is of another kind, and no adapter in the place of a layer."""
-    return all(type(layer) is Linear for layer in _all_linears(stage)) and all(
-        is_plain(weight) and weight.dtype == dtype for weight in stage.parameters()
+    norms = [norm for block in stage.blocks for norm in (block.norm1, block.norm2)]
+    norms += [] if stage.is_last else [stage.downsample.norm]
+    return (
+        all(type(layer) is Linear for layer in _all_linears(stage))
+        and all(type(norm) is nn.LayerNorm for norm in norms)
+        and all(is_plain(weight) and weight.dtype == dtype for weight in stage.parameters())
     )
 
 

@@ -7,18 +7,25 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
-from transformers.models.roberta.modeling_roberta import RobertaEncoder, RobertaLayer
+from transformers.models.bert import modeling_bert as bert
+from transformers.models.roberta import modeling_roberta as roberta
 
 from .derived import ModuleState, is_plain
 from .linear import Linear, is_plain_inference, onednn_add_linear, onednn_linear, through_onednn
+
+# What layers are made of where `_read` computes what they do.
+PARTS = {Linear, GELUActivation, nn.LayerNorm, nn.Dropout} | {
+    getattr(module, f"{name}{part}")
+    for module, name in ((bert, "Bert"), (roberta, "Roberta"))
+    for part in ("Layer", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output")
+}
 
 
 class UnpaddedEncoder(nn.Module):
     """
     An encoder of transformers' that leaves padding out, as ModernBERT does (Warner et al. 2024, arXiv 2412.13663,
     section 2.1.2), and adds GELU and the residual within the linear layers before them: at inference on a CPU, where
-    there are no adapters or hooks. The hidden states of padding, which mean nothing, are then 0.
+    there are no adapters or hooks, of texts that begin with a real token. The hidden states of padding are then 0.
 
     Example:
 
@@ -41,36 +48,38 @@ class UnpaddedEncoder(nn.Module):
     layer: nn.ModuleList
     plainness: "Plainness"
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *others: Any, **options: Any
+    ) -> Any:
         """As in transformers."""
         is_real = None
-        others = [value for name, value in options.items() if name != "position_ids"]  # known to the hidden states
-        asks_more = any(value is not None and value is not False for value in others)
+        # positions are in the hidden states already
+        asked = [*others, *(value for name, value in options.items() if name != "position_ids")]
+        asks_more = any(value is not None and value is not False for value in asked)
         if not asks_more and self.plainness(self, hidden_states):
             is_real = _real_tokens(hidden_states, attention_mask)
         if is_real is None:
-            return super().forward(hidden_states, attention_mask, **options)
+            return super().forward(hidden_states, attention_mask, *others, **options)
         places = is_real.flatten().nonzero()[:, 0]  # of the real tokens
         rows = hidden_states.flatten(0, 1).index_select(0, places)
-        row_of_token = is_real.flatten().cumsum(0).sub_(1).clamp_(min=0)  # padding, which is masked, has any
+        row_of_token = is_real.flatten().cumsum(0).sub_(1)  # padding, which is masked, has that of the token before it
         for layer in self.layer:
             rows = _read(layer, rows, is_real, places, row_of_token)
-        padded = torch.zeros_like(hidden_states)
-        padded.view(-1, padded.shape[-1]).index_copy_(0, places, rows)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=padded)
+        padded = rows.new_zeros(len(row_of_token), rows.shape[1]).index_copy_(0, places, rows)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=padded.view(hidden_states.shape))
 
 
-class UnpaddedBertEncoder(UnpaddedEncoder, BertEncoder):
+class UnpaddedBertEncoder(UnpaddedEncoder, bert.BertEncoder):
     """BERT's."""
 
 
-class UnpaddedRobertaEncoder(UnpaddedEncoder, RobertaEncoder):
+class UnpaddedRobertaEncoder(UnpaddedEncoder, roberta.RobertaEncoder):
     """RoBERTa's."""
 
 
 UNPADDED: dict[type[nn.Module], type[UnpaddedEncoder]] = {
-    BertEncoder: UnpaddedBertEncoder,
-    RobertaEncoder: UnpaddedRobertaEncoder,
+    bert.BertEncoder: UnpaddedBertEncoder,
+    roberta.RobertaEncoder: UnpaddedRobertaEncoder,
 }
 
 
@@ -93,7 +102,10 @@ class Plainness:
         return {"_found": None}  # a copy has modules of its own
 
     def __call__(self, encoder: Any, hidden: torch.Tensor) -> bool:
-        if encoder.training or encoder.config._attn_implementation != "sdpa":
+        if encoder.training:
+            self._found = None  # it holds weights that may not be the encoder's any more
+            return False
+        if encoder.config._attn_implementation != "sdpa":
             return False
         if not is_plain_inference(hidden, next(encoder.parameters(), hidden)):
             return False
@@ -105,11 +117,12 @@ class Plainness:
 
 
 def _is_plain(layer: Any) -> bool:
+    if not PARTS.issuperset(map(type, layer.modules())):
+        return False
     heads, ends = layer.attention.self, (layer.attention.output, layer.output)
     linears = [heads.query, heads.key, heads.value, layer.intermediate.dense, *(end.dense for end in ends)]
     return (
-        type(layer) in (BertLayer, RobertaLayer)
-        and not layer.is_decoder
+        not layer.is_decoder
         and type(layer.intermediate.intermediate_act_fn) is GELUActivation
         and all(type(linear) is Linear for linear in linears)
         and all(type(end.LayerNorm) is nn.LayerNorm for end in ends)
@@ -125,7 +138,8 @@ def _real_tokens(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     if mask.dtype != torch.bool or mask.shape != (texts, 1, tokens, tokens):
         return None
     is_real = mask[:, 0, 0]
-    is_of_padding = is_real.any(dim=1).all() and (mask == mask[:, :, :1]).all()
+    # the pooler takes the first token, whatever it is
+    is_of_padding = is_real[:, 0].all() and (mask == mask[:, :, :1]).all()
     return is_real if is_of_padding else None
 
 
@@ -142,7 +156,7 @@ def _read(
         for linear in (heads.query, heads.key, heads.value)
     )
     mask = is_real[:, None, None].expand(-1, -1, is_real.shape[1], -1)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scaling)
     attended = attended.transpose(1, 2).reshape(len(row_of_token), -1).index_select(0, places)
     rows = _add(rows, attended, layer.attention.output)
     dense = layer.intermediate.dense
