@@ -30,6 +30,8 @@ from hf_clap.corpus import Corpus, iter_audio_files
 from hf_clap.corpus_embedding import embed_corpus, hear_part, index_info, read_recordings, window_reader
 from hf_clap.embedding import Embedder
 from hf_clap.index_file import EmbeddedRecording, IndexWriter, iter_index, read_info
+from hf_clap.pipeline import HfClapPipeline
+from hf_clap.search import SoundIndex
 
 RATE = 16000
 CLIPS = 40
@@ -434,6 +436,73 @@ def test_a_folder_that_goes_meanwhile_is_passed_over(tmp_path):
     assert [os.path.relpath(path, tmp_path) for path in paths] == ["c/x.wav"]
     with pytest.raises(FileNotFoundError):
         next(iter_audio_files(tmp_path / "b"))
+
+
+def test_recordings_that_are_gone_are_not_forgotten(library, embedder, tmp_path):
+    """As when a disk is taken away: the index stays, and what was embedded is kept for the next run."""
+    folder, output = tmp_path / "library", tmp_path / "sounds.parquet"
+    shutil.copytree(library, folder)
+    embed_corpus(Corpus(folder), output, embedder, window_s=1.0)
+    before, corpus = output.read_bytes(), Corpus(folder)
+    shutil.rmtree(folder / "b")
+    sentence = f"^{folder} had {CLIPS} recordings, and now it has 14; look where the others are, and run it again.$"
+    with pytest.raises(OSError, match=sentence):
+        embed_corpus(corpus, output, embedder, window_s=1.0)
+    assert output.read_bytes() == before
+    shutil.copytree(library / "b", folder / "b")
+    done = embed_corpus(Corpus(folder), output, embedder, window_s=1.0)
+    assert (done.recordings, done.kept, output.read_bytes()) == (CLIPS, CLIPS, before)
+
+
+def test_another_split_is_another_source(library, tmp_path, capfd):
+    (tmp_path / "data").mkdir()
+    for split, name in (("train", "00.wav"), ("test", "03.wav")):
+        audio = {"bytes": (library / name).read_bytes(), "path": name}
+        data = datasets.Dataset.from_dict({"audio": [audio]}).cast_column("audio", datasets.Audio(RATE))
+        data.to_parquet(tmp_path / "data" / f"{split}-00000.parquet")
+    arguments = ["embed", str(tmp_path / "data"), "-o", str(tmp_path / "x.parquet")]
+    assert cli.main(arguments) == 0
+    before = (tmp_path / "x.parquet").read_bytes()
+    capfd.readouterr()
+    assert cli.main([*arguments, "--split", "test"]) == 2
+    assert f"source={tmp_path}/data, and this is {tmp_path}/data, split test; choose" in capfd.readouterr().err
+    assert (tmp_path / "x.parquet").read_bytes() == before
+
+
+def test_sources_without_splits_and_names_are_one_sentence(library, capfd):
+    with pytest.raises(ValueError, match=r"^.* holds sounds as files, which have no splits; leave out split='test'.$"):
+        Corpus(library, "test")
+    assert cli.main(["embed", "", "-o", "x.parquet"]) == 2
+    assert capfd.readouterr().err == (
+        "hf-clap: An empty name is no source of sounds; pass a folder, a file or a data set.\n"
+    )
+
+
+def test_a_link_leads_to_the_index(library, embedder, unbroken, tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "sounds.parquet"
+    link.symlink_to(tmp_path / "real" / "other.parquet")
+    for _ in range(2):
+        embed_corpus(Corpus(library), link, embedder, window_s=1.0)
+        assert link.is_symlink()
+        assert (tmp_path / "real" / "other.parquet").read_bytes() == unbroken.read_bytes()
+
+
+def test_damaged_rows_are_noticed(library, embedder, unbroken, tmp_path):
+    output = tmp_path / "sounds.parquet"
+    content = bytearray(unbroken.read_bytes())
+    middle = len(content) // 2  # among the embeddings
+    content[middle : middle + 100] = bytes(byte ^ 0x5A for byte in content[middle : middle + 100])
+    output.write_bytes(content)
+    sentence = rf"^{output} is damaged \(.*\); delete it and embed the corpus again.$"
+    with pytest.raises(OSError, match=sentence):
+        list(iter_index(output))
+    with pytest.raises(OSError, match=sentence):
+        embed_corpus(Corpus(library), output, embedder, window_s=1.0)
+    for approximate in (False, True):
+        with pytest.raises(OSError, match=sentence):
+            SoundIndex(output, HfClapPipeline(embedder.model, embedder.processor), approximate)
+    assert output.read_bytes() == bytes(content)
 
 
 def test_who_is_interrupted_does_not_wait_for_a_long_recording(embedder, tmp_path, monkeypatch):

@@ -447,6 +447,24 @@ def test_what_is_no_source_is_refused_by_its_kind(source, kind):
         load_pairs(source, extractor())
 
 
+def test_files_have_no_splits_and_names_are_not_empty(shards):
+    with pytest.raises(PairError, match=r"^Files are of no split; name those of 'test' alone, and leave out split.$"):
+        load_pairs(f"{shards}/*.parquet", extractor(), split="test")
+    for source in ("", [""]):
+        with pytest.raises(PairError, match=r"^An empty name is no source of rows; name a data set, "):
+            load_pairs(source, extractor())
+
+
+@pytest.mark.parametrize("member", [0, 4])
+def test_archives_that_are_cut_are_one_sentence(tmp_path, member):
+    file, _ = tar_with_text(tmp_path)
+    with tarfile.open(file) as tar:
+        end = tar.getmembers()[member].offset_data + 10
+    file.write_bytes(file.read_bytes()[:end])
+    with pytest.raises(PairError, match=r" is damaged \(.*\); copy or download it again.$"):
+        list(load_pairs(str(file), extractor(), training=False))
+
+
 # -- audio
 
 

@@ -88,7 +88,7 @@ def test_the_metadata_read_back(model, processor, tmp_path):
         results=results,
         settings={"learning rate": 1e-05, "data": "a|b\nc", "seed": 7},
         base_model="user/clap",
-        datasets=["ashraq/esc50"],
+        datasets="ashraq/esc50",  # as well as a list of them
         license="mit",
     )
     path = write_card(tmp_path, card)

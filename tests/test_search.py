@@ -119,6 +119,16 @@ def test_a_damaged_faiss_index_is_one_sentence(tiny_tagger, tmp_path):
     assert len(SoundIndex(output, tiny_tagger, approximate=True)) == 500
 
 
+def test_a_faiss_index_of_something_else_is_one_sentence(tiny_tagger, tmp_path):
+    for name, count in (("a", 100), ("b", 200)):
+        index = write_vectors(tmp_path / f"{name}.parquet", tiny_tagger, random_vectors(count))
+        SoundIndex(index, tiny_tagger, approximate=True)
+    [small], [large] = tmp_path.glob("a.*.faiss"), tmp_path.glob("b.*.faiss")
+    small.write_bytes(large.read_bytes())
+    with pytest.raises(OSError, match=r"\.faiss is damaged; delete it, and the next search makes it again\.$"):
+        SoundIndex(tmp_path / "a.parquet", tiny_tagger, approximate=True)
+
+
 def test_a_faiss_index_that_cannot_be_written_is_one_sentence(tiny_tagger, tmp_path, monkeypatch):
     faiss = pytest.importorskip("faiss")
     output = write_vectors(tmp_path / "x.parquet", tiny_tagger, random_vectors(500))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .pair_columns import audio_column
-from .rows import open_rows
+from .rows import iter_batches, open_rows
 
 AUDIO_SUFFIXES = {
     ".aac",
@@ -27,7 +27,6 @@ AUDIO_SUFFIXES = {
     ".webm",
     ".wma",
 }  # of recordings; other files are data sets
-READ_ROWS = 16  # that are taken from a data set at a time
 
 
 class Recording(NamedTuple):
@@ -49,8 +48,8 @@ class Corpus:
         split: of a data set.
 
     Raises:
-        ValueError: if there is no audio.
-        OSError: if there is no such source.
+        ValueError: if there is no audio, or for a split of what has none.
+        OSError: if there is no such source; while it is read, if there are fewer recordings than at first.
         ImportError: for a data set, where `datasets` is not installed.
 
     Example:
@@ -69,6 +68,8 @@ class Corpus:
         self.source, self.split = source, split
         self.folder: Path | None = None  # where paths of files begin
         self.total: int | None = None  # recordings, where that is known
+        if isinstance(source, str) and not source:
+            raise ValueError("An empty name is no source of sounds; pass a folder, a file or a data set.")
         named = Path(source) if isinstance(source, (str, PathLike)) else None
         if named is not None and named.is_dir() and next(iter_audio_files(named), None):
             self.folder = named
@@ -76,6 +77,8 @@ class Corpus:
             self.folder = named.parent
         if self.folder is None:
             self._rows, self._column, self.total = _open_data_set(source, split)
+        elif split != "train":
+            raise ValueError(f"{source} holds sounds as files, which have no splits; leave out split={split!r}.")
         else:
             self.total = sum(1 for _ in self)
 
@@ -83,13 +86,18 @@ class Corpus:
         if self.folder is None:
             yield from self._from_rows()
         else:
-            named = Path(self.source)
+            named, count = Path(self.source), 0
             for path in iter_audio_files(named) if named.is_dir() else [str(named)]:
+                count += 1
                 yield Recording(Path(path).relative_to(self.folder).as_posix(), path)
+            if self.total and count < self.total:  # as when a disk is taken away: an index would lose the others
+                raise OSError(
+                    f"{self.source} had {self.total} recordings, and now it has {count}; look where the others are, "
+                    "and run it again."
+                )
 
     def _from_rows(self) -> Iterator[Recording]:
-        batches = self._rows.iter(batch_size=READ_ROWS)
-        for number, audio in enumerate(audio for batch in batches for audio in batch[self._column]):
+        for number, audio in enumerate(audio for batch in iter_batches(self._rows) for audio in batch[self._column]):
             name = audio.get("path") if isinstance(audio, dict) else None
             yield Recording(f"{number}/{os.path.basename(name)}" if name else str(number), audio)
 

@@ -163,9 +163,10 @@ def index_info(corpus: Corpus, embedder: Embedder, reader: WindowReader) -> Inde
 def _source_of(corpus: Corpus) -> str:
     """What an index calls its corpus: the same folder from wherever it is named, and another one from nowhere."""
     names = corpus.source if isinstance(corpus.source, (list, tuple)) else [corpus.source]
-    if not all(isinstance(name, (str, PathLike)) for name in names):
-        return type(corpus.source).__name__
-    return ", ".join(map(_place_of, names))
+    places = [type(corpus.source).__name__]
+    if all(isinstance(name, (str, PathLike)) for name in names):
+        places = list(map(_place_of, names))
+    return ", ".join(places if corpus.split == "train" else [*places, f"split {corpus.split}"])
 
 
 def _place_of(name: str | PathLike[str]) -> str:

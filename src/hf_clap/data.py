@@ -18,12 +18,11 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .pair_columns import Columns, Pair, PairError, read_audio
-from .rows import open_rows
+from .rows import iter_batches, open_rows
 from .waveform import AudioError
 
 logger = logging.getLogger(__name__)
 
-READ_ROWS = 16  # that are taken from a file at a time
 # So many skipped rows, times `max_skipped`, are forgiven before a share can be told.
 LEAST_ROWS = 100
 
@@ -368,8 +367,8 @@ class _SourcePairs(PairStream):
         for shard in range(place[0], len(own)):
             stored = self.rows.shard(num_shards=self.rows.num_shards, index=int(own[shard]), contiguous=False)
             number = -1
-            # `iter` and not `for row in stored`, which would share the rows among loader workers by a rule of its own
-            for batch in stored.iter(batch_size=READ_ROWS):
+            # and not `for row in stored`, which would share the rows among loader workers by a rule of its own
+            for batch in iter_batches(stored):
                 for values in zip(*batch.values(), strict=True):
                     number += 1
                     if number % sharers != share or (shard == place[0] and number < place[1]):

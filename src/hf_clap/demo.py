@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .audio import iter_audio, load_audio
+from .audio import iter_audio
 from .pipeline import HfClapPipeline
 from .waveform import AudioError
 
@@ -89,7 +89,7 @@ def _tag_tab(tagger: HfClapPipeline) -> None:
             settings = {"multi_label": multi_label, "sampling_rate": tagger.sampling_rate}
             predictions = tagger(waveform, labels, **settings)
             over_time = tagger(waveform, labels, return_timestamps=True, **settings)
-        except (AudioError, ValueError) as error:
+        except (ValueError, OSError) as error:  # the latter of an upload that is not kept any more
             raise gr.Error(str(error), print_exception=False) from error
         figure = draw_timeline([waveform], tagger.sampling_rate, over_time)
         return {prediction["label"]: prediction["score"] for prediction in predictions}, figure
@@ -129,7 +129,7 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
                 raise ValueError("There are words and a sound; search for one of both.")
             sound = path and {"array": _read(path, tagger.sampling_rate), "sampling_rate": tagger.sampling_rate}
             results = library.search(None if sound else query, min(int(count), MAX_MOMENTS), audio=sound)
-        except (AudioError, ValueError) as error:
+        except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from error
         rows = [
             [round(moment["score"], 3), *(round(second, 2) for second in moment["timestamp"]), moment["path"]]
@@ -143,7 +143,10 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
         if file is None:
             raise gr.Error(f"{moment['path']} is not at hand, so it cannot be played.", print_exception=False)
         start, end = (round(second * tagger.sampling_rate) for second in moment["timestamp"])
-        return tagger.sampling_rate, load_audio(file, tagger.sampling_rate)[start:end]
+        try:
+            return tagger.sampling_rate, _stretch(file, tagger.sampling_rate, start, end)
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     gr.on([button.click, query.submit], search, [query, audio, count], [found, moments])
     found.select(play, moments, player)
@@ -154,6 +157,17 @@ def _inside(folder: Path, path: str) -> Path | None:
     parts = PurePosixPath(path)
     file = folder / parts
     return file if not parts.is_absolute() and ".." not in parts.parts and file.is_file() else None
+
+
+def _stretch(file: Path, sampling_rate: int, start: int, end: int) -> np.ndarray:
+    """Samples `start` to `end` of a recording of any length, of which no more than a block is held."""
+    held, first = [], 0
+    for block in iter_audio(file, sampling_rate):
+        held.append(block[max(start - first, 0) : max(end - first, 0)])
+        first += len(block)
+        if first >= end:
+            break
+    return np.concatenate(held)
 
 
 def _read(path: str, sampling_rate: int) -> np.ndarray:

@@ -99,7 +99,8 @@ class IndexWriter:
     """
 
     def __init__(self, output: str | PathLike[str], info: IndexInfo):
-        self.output, self.info = Path(output), info
+        # where it is a link, what it leads to is written
+        self.output, self.info = Path(os.path.realpath(output) if os.path.islink(output) else output), info
         self.failed: int = 0
         self.recordings = self.kept = self.windows = 0
         if self.output.suffix != ".parquet":
@@ -140,6 +141,7 @@ class IndexWriter:
                     | {"embedding.list.element": "none"},  # noise, to a compressor
                     use_dictionary=["path", "content", "model", "revision"],
                     write_statistics=False,
+                    write_page_checksum=True,
                 )
             )
             self._written = time.monotonic()
@@ -180,13 +182,14 @@ class IndexWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:  # which gives back the lock last of all
-            self._write_journal()
             if kind is not None:
                 for name in ("rows", "failed"):
                     self._beside(name).unlink()
+                self._write_journal()  # for which there is room now, if there was none
                 if not self._journal.all_keys():
                     self._journal.path.unlink(missing_ok=True)
                 return
+            self._write_journal()
             self._write_rows()
             counted = {"recordings": self.recordings, "windows": self.windows, "rows_sha256": self._digest.hexdigest()}
             self._parquet.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(self.info) | counted)})
@@ -297,7 +300,7 @@ def open_index(index: str | PathLike[str]) -> Iterator[tuple[pq.ParquetFile, Ind
         raise FileNotFoundError(f"{index} does not exist; make it with `hf-clap embed SOURCE -o {index}`.")
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(pq.ParquetFile(index))
+            file = stack.enter_context(pq.ParquetFile(index, page_checksum_verification=True))
             info = IndexInfo(**json.loads(file.metadata.metadata[METADATA_KEY]))
         except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
             raise OSError(
@@ -306,9 +309,24 @@ def open_index(index: str | PathLike[str]) -> Iterator[tuple[pq.ParquetFile, Ind
         yield file, info
 
 
+@contextmanager
+def sound_pages(index: str | PathLike[str]) -> Iterator[None]:
+    """
+    Around reading rows of an index.
+
+    Raises:
+        OSError: if they are damaged, which a checksum of each page tells.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise OSError(f"{index} is damaged ({reason}); delete it and embed the corpus again.") from error
+
+
 def iter_index(index: str | PathLike[str]) -> Iterator[EmbeddedRecording]:
     """The recordings of an index, in order; few are in memory at a time."""
-    with pq.ParquetFile(index) as file:
+    with sound_pages(index), pq.ParquetFile(index, page_checksum_verification=True) as file:
         rows = (row for batch in file.iter_batches(ROW_GROUP_ROWS) for row in _rows_of(batch))
         for (path, content), windows in itertools.groupby(rows, key=lambda row: row[:2]):
             spans, embeds = zip(*((span, embed) for _, _, span, embed in windows), strict=True)

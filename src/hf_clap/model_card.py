@@ -90,7 +90,7 @@ def training_card(
     results: Sequence[EvalResult | Mapping[str, Any]] = (),
     settings: Mapping[str, Any] | None = None,
     base_model: str | None = None,
-    datasets: Sequence[str] = (),
+    datasets: str | Sequence[str] = (),
     license: str | None = None,
 ) -> ModelCard:
     """
@@ -104,7 +104,7 @@ def training_card(
             mapping where the Hub has a name for the model's task. Figures appear as they are given.
         settings: of the training, under the names that the card's table shall give them.
         base_model: Hub id of the checkpoint that training began with.
-        datasets: Hub ids of the data that it learned from.
+        datasets: Hub ids of the data that it learned from; or one of them.
         license: of the weights, by its Hub identifier, as `"apache-2.0"`. Without one the card states none.
 
     Returns:
@@ -135,6 +135,7 @@ def training_card(
     ```
     """
     purpose = purpose_of(model)
+    datasets = [datasets] if isinstance(datasets, str) else list(datasets)
     for repository in [base_model, *datasets]:
         if repository is not None:
             validate_repo_id(repository)  # the path of a folder would be a dead link, and tell of someone's machine
@@ -146,7 +147,7 @@ def training_card(
         pipeline_tag=purpose.pipeline_tag,
         tags=["audio", "clap", purpose.tag],
         base_model=base_model,
-        datasets=list(datasets) or None,
+        datasets=datasets or None,
         model_name=title if eval_results else None,
         eval_results=eval_results or None,
     )

@@ -1,6 +1,10 @@
 """Any source of rows -> a data set of `datasets`, read where it lies, with audio as it is stored."""
 
+import lzma
 import os
+import tarfile
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from .pair_columns import PairError
@@ -14,6 +18,9 @@ BUILDERS = {
     ".jsonl": "json",
     ".csv": "csv",
 }
+READ_ROWS = 16  # that are taken from a file at a time
+
+DAMAGED = (EOFError, lzma.LZMAError, tarfile.TarError, zlib.error)
 
 
 def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
@@ -35,14 +42,21 @@ def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
                     "datasets.Dataset.from_list."
                 )
         names = [str(file) for file in files]
+        if not all(names):
+            raise PairError("An empty name is no source of rows; name a data set, a folder or files.")
         endings = {
             next((builder for suffix, builder in BUILDERS.items() if name.lower().endswith(suffix)), None)
             for name in names
         }
         if endings == {None} and len(names) == 1:
             source = datasets.load_dataset(names[0], split=split, streaming=streaming)
-        elif len(endings) == 1 and None not in endings:  # single files are of no split, and so all of them are "train"
-            source = datasets.load_dataset(*endings, data_files=names, split="train", streaming=streaming)
+        elif len(endings) == 1 and None not in endings:
+            if split != "train":  # which `datasets` calls what has none
+                raise PairError(f"Files are of no split; name those of {split!r} alone, and leave out split.")
+            try:
+                source = datasets.load_dataset(*endings, data_files=names, split=split, streaming=streaming)
+            except DAMAGED as error:
+                raise _damaged(", ".join(names), error) from error
         else:
             raise PairError(
                 f"{source!r} are not files of one kind; pass files that all end with one of {', '.join(BUILDERS)}."
@@ -53,3 +67,20 @@ def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
         source = source.to_iterable_dataset(num_shards=min(64, len(source)))
     source = source.with_format(None)
     return source if source.features is None else source.decode(False)
+
+
+def iter_batches(rows: Any) -> Iterator[dict[str, Any]]:
+    """
+    Rows of `open_rows`, some at a time: each column's values.
+
+    Raises:
+        PairError: where an archive is damaged.
+    """
+    try:
+        yield from rows.iter(batch_size=READ_ROWS)
+    except DAMAGED as error:
+        raise _damaged("A file of the data set", error) from error
+
+
+def _damaged(name: str, error: Exception) -> PairError:
+    return PairError(f"{name} is damaged ({str(error) or type(error).__name__}); copy or download it again.")

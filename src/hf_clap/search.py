@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .index_file import IndexInfo, embeds_of, open_index
+from .index_file import IndexInfo, embeds_of, open_index, sound_pages
 from .pipeline import HfClapPipeline, pipeline
 from .prompts import check_unicode
 from .whole_file import whole_file
@@ -75,12 +75,14 @@ class SoundIndex:
             tagger = model if isinstance(model, HfClapPipeline) else pipeline(model)
             self.embedder = tagger.embedder
             self._check_model()
-            self._rows = file.read(["path", "start", "end"])
+            with sound_pages(index):
+                self._rows = file.read(["path", "start", "end"])
             self.approximate = self.info.windows > EXACT_WINDOWS if approximate is None else approximate
             if self.approximate:
                 self._faiss = _open_faiss(self.path, file, self.info)
             else:
-                self._embeds = _read_embeds(file, self.info)
+                with sound_pages(index):
+                    self._embeds = _read_embeds(file, self.info)
 
     def __len__(self) -> int:
         return self.info.windows
@@ -192,7 +194,8 @@ def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
         raise ImportError('Approximate search needs FAISS: run `pip install "hf_clap[search]"`.') from error
     place = index.with_name(f"{index.stem}.{info.rows_sha256[:12]}.faiss")
     if not place.exists():
-        built = _build_faiss(file, info.dim, info.windows)
+        with sound_pages(index):
+            built = _build_faiss(file, info.dim, info.windows)
         try:
             with whole_file(place) as unfinished:
                 faiss.write_index(built, str(unfinished))
@@ -202,10 +205,13 @@ def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
             ) from error
         for old in set(index.parent.glob(f"{glob.escape(index.stem)}.????????????.faiss")) - {place}:
             old.unlink()  # of rows that the index had before
+    damaged = f"{place} is damaged; delete it, and the next search makes it again."
     try:
         mapped: Any = faiss.read_index(str(place), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
-        raise OSError(f"{place} is damaged; delete it, and the next search makes it again.") from error
+        raise OSError(damaged) from error
+    if (mapped.ntotal, mapped.d) != (info.windows, info.dim):
+        raise OSError(damaged)
     mapped.nprobe = LISTS_READ
     return mapped
 
