@@ -286,6 +286,21 @@ def test_a_truncated_wav_says_what_is_left(tmp_path, file_format):
     assert str(raised.value) == f"{promise}; copy or download it again."
 
 
+def test_a_length_beyond_all_files_is_no_audio(tmp_path):
+    (tmp_path / "song.wav").write_bytes(b"riff" + b"\xff" * 100)  # W64, whose lengths have 64 bits
+    for source in (tmp_path / "song.wav", (tmp_path / "song.wav").read_bytes()):
+        with pytest.raises(AudioError, match=r"is not an audio file that can be read; convert it to WAV or FLAC.$"):
+            load_audio(source, RATE)
+
+
+def test_samples_that_are_negative_by_a_flag_are_read():
+    flagged = torch.complex(torch.zeros(RATE), torch.from_numpy(noise(1.0))).conj().imag
+    assert flagged.is_neg()
+    for rate in (RATE, 8000):
+        expected = load_audio({"array": -noise(1.0), "sampling_rate": RATE}, rate)
+        assert np.array_equal(load_audio({"array": flagged, "sampling_rate": RATE}, rate), expected)
+
+
 def test_a_truncated_wav_is_found_behind_a_chunk_of_odd_length():
     whole = encoded(noise(5))
     whole = whole[:36] + b"note" + struct.pack("<I", 3) + b"odd\0" + whole[36:]

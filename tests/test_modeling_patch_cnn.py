@@ -80,6 +80,27 @@ def test_a_clip_shorter_than_a_patch_is_refused(tower):
         tower(torch.zeros(1, 1, 95, 64))
 
 
+@pytest.mark.parametrize(
+    ("shape", "mask", "given"),
+    [
+        ((2, 2, 200, 64), None, r"\(2, 2, 200, 64\)"),
+        ((2, 1, 200, 64), (2, 201), r"\(2, 1, 200, 64\) and a mask of \(2, 201\)"),
+        ((2, 1, 200, 64), (1, 200), r"\(2, 1, 200, 64\) and a mask of \(1, 200\)"),
+    ],
+)
+def test_features_of_another_shape_are_refused(tower, shape, mask, given):
+    mask = None if mask is None else torch.ones(mask, dtype=torch.bool)
+    with pytest.raises(ValueError, match=f"^Features of shape {given} do not fit; pass "):
+        tower(torch.zeros(shape), mask)
+
+
+def test_a_mask_counts_frames_in_any_precision(tower):
+    features = torch.randn(1, 1, 400, 64)
+    masks = [(torch.arange(400) < 391)[None].to(dtype) for dtype in (torch.bool, torch.int64, torch.bfloat16)]
+    expected, *others = [tower(features, mask).pooler_output for mask in masks]
+    assert all(torch.equal(other, expected) for other in others)
+
+
 @pytest.mark.parametrize("mask", [None, torch.ones(0, 100, dtype=torch.bool)])
 def test_no_clips_are_no_embeddings(tower, mask):
     for enabled in (False, True):

@@ -393,6 +393,47 @@ def test_numbers_of_numpy_are_numbers(tiny_tagger):
     assert tiny_tagger(noise(2.0), LABELS, sampling_rate=RATE, **of_numpy) == expected != []
 
 
+class Told(list):
+    """A list that says a length of its own."""
+
+    def __len__(self):
+        return 3
+
+
+class Unknown:
+    """What has `__len__`, as tqdm around a generator does, and no length."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self):
+        raise TypeError("of no length")
+
+
+@pytest.mark.parametrize("kind", [Told, Unknown])
+def test_inputs_are_all_heard_whatever_length_they_say(tiny_tagger, kind):
+    sounds = [noise(0.5, RATE, seed) for seed in range(40)]
+    expected, heard = (
+        [
+            {row["label"]: row["score"] for row in rows}
+            for rows in tiny_tagger.iterate(inputs, LABELS, sampling_rate=RATE)
+        ]
+        for inputs in (iter(sounds), kind(sounds))
+    )
+    assert len(expected) == 40
+    assert heard == [pytest.approx(scores, abs=1e-6) for scores in expected]
+
+
+def test_a_clip_that_resampling_makes_too_loud_breaks_no_other(tiny_tagger, files):
+    loud = {"array": np.sign(np.sin(np.arange(44100) * 0.1)).astype(np.float32) * 1e6, "sampling_rate": 44100}
+    first, broken, last = tiny_tagger([files[0], loud, files[0]], LABELS, on_error="return")
+    assert isinstance(broken, AudioError)
+    assert first == last == tiny_tagger(files[0], LABELS)
+
+
 def test_what_an_iterator_gave_before_it_failed_is_heard(tiny_tagger, files):
     def source():
         yield from files[:3]

@@ -134,8 +134,8 @@ CHUNKS = {
 }
 
 
-def _data_chunk(file: Any) -> tuple[int, int] | None:
-    """(offset of the first sample, bytes of samples by the header) of a WAV, RF64, W64, AIFF or AU file."""
+def _data_chunk(file: Any, size: int) -> tuple[int, int] | None:
+    """(offset of the first sample, bytes of samples by the header) of a WAV, RF64, W64, AIFF or AU file of `size`."""
     file.seek(0)
     magic = file.read(4)
     if magic == b".snd":
@@ -158,6 +158,8 @@ def _data_chunk(file: Any) -> tuple[int, int] | None:
         begin = file.tell()
         if kind == b"ds64" and len(sizes := file.read(16)) == 16:  # of RF64, whose other sizes are placeholders
             long_length = struct.unpack("<8xQ", sizes)[0]
+        if length > size - begin:
+            return None
         file.seek(begin + max(0, length) + -length % multiple)
     return None
 
@@ -167,7 +169,7 @@ def _view(file: Any, size: int) -> _FileView:
     Fills in the size of a WAV from a pipe, whose writer could not go back to do it. libsndfile reads other
     placeholders (2**31 - 1, 2**32 - 1, …) as "to the end", but takes 0 at its word.
     """
-    chunk = _data_chunk(file)
+    chunk = _data_chunk(file, size)
     file.seek(0)
     magic, stated_size = struct.unpack("<4sI", file.read(8).ljust(8))
     file.seek(0)
@@ -182,7 +184,7 @@ def _refuse_cut_file(name: str, file: Any, size: int, sound: sf.SoundFile) -> No
     does the same with CAF, which stays unchecked.
     """
     seconds = sound.frames / sound.samplerate
-    if sound.format in ("WAV", "WAVEX", "AIFF", "AU", "RF64", "W64") and (chunk := _data_chunk(file)):
+    if sound.format in ("WAV", "WAVEX", "AIFF", "AU", "RF64", "W64") and (chunk := _data_chunk(file, size)):
         offset, promised = chunk
         # from just below 2**31 on, a size is what programs write to a pipe, as sox (0x7ffff000) and ffmpeg (2**32 - 1)
         longest = 2**62 if sound.format in ("RF64", "W64") else 0x7FFF0000

@@ -149,9 +149,9 @@ def iter_batches(
         try:
             audio = source() if callable(source) else source
             for start, waveform in iter_waveforms(extractor, audio, source_rate, window, hop):
+                batch.inputs.append(window_input(waveform, window is None))  # first, for it may refuse the waveform
                 batch.clips.append(number)
                 batch.spans.append((start, start + len(waveform)))
-                batch.inputs.append(window_input(waveform, window is None))
                 if len(batch.clips) == batch_size:
                     yield batch
                     batch = WindowBatch([], [], [])

@@ -108,13 +108,19 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             ValueError: for clips shorter than a patch.
         """
         input_features = self._checked(input_features, self.stem.weight.dtype)
-        batch, _, frames, mels = input_features.shape
+        batch, channels, frames, mels = input_features.shape
+        if channels != 1 or (input_features_mask is not None and input_features_mask.shape != (batch, frames)):
+            given = "" if input_features_mask is None else f" and a mask of {tuple(input_features_mask.shape)}"
+            raise ValueError(
+                f"Features of shape {tuple(input_features.shape)}{given} do not fit; pass (batch, 1, frames, mels), "
+                "and a mask of (batch, frames), as the feature extractor gives them."
+            )
         patch_frames = self.config.patch_frames
         if input_features_mask is None or not batch:
             lengths = torch.full((batch,), frames, device=input_features.device)
             shortest = longest = frames  # known without looking, so that a compiler need not stop here
         else:
-            lengths = input_features_mask.sum(dim=1).long()
+            lengths = input_features_mask.bool().sum(dim=1)
             shortest, longest = int(lengths.min()), int(lengths.max())
         if shortest < patch_frames:
             raise ValueError(

@@ -3,8 +3,8 @@
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice, repeat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, repeat
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -175,13 +175,14 @@ class HfClapPipeline:
         self, inputs: Iterable[Any], sampling_rate: int | None, window: int | None, hop: int | None
     ) -> Iterator[Clip]:
         sizes: Iterable[int] = repeat(self.batch_size)
-        if isinstance(inputs, Sized):
+        if isinstance(inputs, Sequence):  # others may have a length that they cannot say
             if len(inputs) == 1:  # nothing to do in parallel: all cores take part in each step
                 yield from self.embedder.group(list(inputs), sampling_rate, window, hop)
                 return
             rounds = math.ceil(len(inputs) / (self.batch_size * self.embedder.workers))
             count = max(1, rounds * self.embedder.workers)  # of groups, shared out evenly among the cores
-            sizes = [(len(inputs) + index) // count for index in reversed(range(count))]
+            even = [(len(inputs) + index) // count for index in reversed(range(count))]
+            sizes = chain(even, sizes)  # there may be more than it says
         failures: list[Exception] = []
         groups = _groups(iter(inputs), sizes, failures)
         for clips in self.embedder.windows(groups, sampling_rate, window, hop):

@@ -69,6 +69,7 @@ def as_waveform(audio: Any) -> torch.Tensor:
             f"An array of shape {tuple(audio.shape)} is not a clip; pass (samples,) or (channels, samples), and "
             "several clips as a list of such arrays."
         )
+    audio = audio.resolve_neg()  # numpy could not read one that is negative by a flag only
     if audio.numel() == 0:
         raise AudioError("The audio has no samples; pass a clip that is not empty.")
     if audio.ndim == 2 and audio.shape[0] > MAX_CHANNELS:
