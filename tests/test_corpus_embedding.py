@@ -478,6 +478,17 @@ def test_sources_without_splits_and_names_are_one_sentence(library, capfd):
     )
 
 
+def test_a_model_that_has_diverged_makes_no_index(library, tiny_tagger, tmp_path):
+    model = hf_clap.HfClapModel.from_pretrained(hf_clap.TINY).eval()
+    with torch.no_grad():
+        model.audio_projection.classifier.bias.fill_(torch.nan)
+    with pytest.raises(
+        ValueError, match=r"^The model gives NaN or infinite embeddings; check its weights, or choose "
+    ):
+        embed_corpus(Corpus(library), tmp_path / "x.parquet", Embedder(model, tiny_tagger.processor))
+    assert left_beside(tmp_path / "x.parquet") == [".x.parquet.lock"]
+
+
 def test_a_link_leads_to_the_index(library, embedder, unbroken, tmp_path):
     (tmp_path / "real").mkdir()
     link = tmp_path / "sounds.parquet"

@@ -393,6 +393,16 @@ def test_numbers_of_numpy_are_numbers(tiny_tagger):
     assert tiny_tagger(noise(2.0), LABELS, sampling_rate=RATE, **of_numpy) == expected != []
 
 
+@pytest.mark.parametrize("name", ["audio_projection.classifier.weight", "text_projection.values", "logit_scale"])
+def test_a_model_that_has_diverged_gives_no_scores(processor, name):
+    model = HfClapModel.from_pretrained(hf_clap.TINY)
+    with torch.no_grad():
+        model.get_parameter(name).fill_(torch.nan)
+    tagger = HfClapPipeline(model.eval(), processor)
+    with pytest.raises(ValueError, match=r"^The model gives NaN or infinite scores; check its weights, or choose "):
+        tagger(noise(1.0, RATE), LABELS, sampling_rate=RATE)
+
+
 class Told(list):
     """A list that says a length of its own."""
 

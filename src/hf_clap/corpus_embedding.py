@@ -225,6 +225,8 @@ def hear_part(embedder: Embedder, reader: WindowReader, part: Part) -> Contents 
     if not isinstance(part, WindowBatch):
         return part
     _, embeds = embedder.hear(part.inputs)
+    if not embeds.isfinite().all():
+        raise ValueError("The model gives NaN or infinite embeddings; check its weights, or choose dtype float32.")
     spans = np.array(part.spans, dtype=np.float64) / reader.extractor.sampling_rate
     return HeardBatch(part.clips, spans, embeds.numpy().astype(np.float16))
 

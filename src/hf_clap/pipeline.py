@@ -203,6 +203,8 @@ class HfClapPipeline:
         with torch.inference_mode():
             embeds = F.normalize(torch.stack(clip.embeds), dim=-1)  # (1 or windows, dim)
             logits = self.model.similarity(embeds.to(label_embeds.device), label_embeds)
+            if not logits.isfinite().all():
+                raise ValueError("The model gives NaN or infinite scores; check its weights, or choose dtype float32.")
             scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
             best, order = scores.topk(min(top_k or len(labels), len(labels)))
         predictions = []
