@@ -371,6 +371,7 @@ def test_odd_rows_are_listed_and_the_others_embedded(embedder, tmp_path):
         {"array": [[0.0], [0.0, 0.1]], "sampling_rate": RATE},
         {"array": [0.0, None], "sampling_rate": RATE},
         {"array": noise(0.5), "sampling_rate": RATE},
+        {"path": "nowhere/gone.flac"},
     ]
     data = datasets.IterableDataset.from_generator(lambda: ({"audio": sound} for sound in sounds))
     done = embed_corpus(Corpus(data), tmp_path / "x.parquet", embedder)
@@ -378,7 +379,8 @@ def test_odd_rows_are_listed_and_the_others_embedded(embedder, tmp_path):
     assert errors[0] == errors[2] == "There is no audio in this row; fill it in, or remove the row."
     assert errors[1] == r"'1/b\x00.flac' cannot be opened (embedded null byte); check the row."
     assert "The array comes without its rate" in errors[3]
-    assert all(error.startswith("The array in this row is no waveform (") for error in errors[4:])
+    assert all(error.startswith("The array in this row is no waveform (") for error in errors[4:6])
+    assert errors[6] == "7/gone.flac (nowhere/gone.flac) cannot be opened (No such file or directory); check the file."
     assert [row["path"] for row in rows(done.output)] == ["6"]
 
 

@@ -1,6 +1,7 @@
 """The page, in a real browser."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
 
@@ -105,6 +106,15 @@ def test_what_is_too_large_is_refused(address):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(f"{address}/gradio_api/upload", body, headers))
     assert refused.value.code == 413
+
+
+def test_a_port_in_use_is_one_sentence(tiny_tagger):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            OSError, match=rf"^The page cannot be served at 127.0.0.1:{port} \(.*\); choose another port.$"
+        ):
+            demo.launch_demo(demo.build_demo(tiny_tagger), port=port)
 
 
 def test_a_moment_is_read_without_the_rest(tmp_path):

@@ -284,7 +284,9 @@ def _why(recording: Recording, error: Exception) -> Exception:
     if isinstance(error, UnicodeEncodeError):
         return AudioError(f"The name {recording.path!r} is not text; rename the file.")
     if isinstance(error, OSError):
-        return AudioError(f"{recording.path} cannot be opened ({error.strerror}); check the file.")
+        file = str(error.filename or recording.path)  # in a data set, what the row names
+        name = recording.path if file.endswith(recording.path) else f"{recording.path} ({file})"
+        return AudioError(f"{name} cannot be opened ({error.strerror}); check the file.")
     if not isinstance(error, AudioError):  # such as for a name with a zero in it
         return AudioError(f"{recording.path!r} cannot be opened ({error}); check the row.")
     return error

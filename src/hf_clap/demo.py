@@ -60,9 +60,13 @@ def launch_demo(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, shar
     Raises:
         OSError: if the port is in use.
     """
-    page.launch(
-        server_name=host, server_port=port, share=share, max_file_size=MAX_UPLOAD, ssr_mode=False, footer_links=[]
-    )
+    try:
+        page.launch(
+            server_name=host, server_port=port, share=share, max_file_size=MAX_UPLOAD, ssr_mode=False, footer_links=[]
+        )
+    except OSError as error:  # gradio's names settings of its own
+        reason = str(error).split(". ")[0]
+        raise OSError(f"The page cannot be served at {host}:{port} ({reason}); choose another port.") from error
 
 
 def _tag_tab(tagger: HfClapPipeline) -> None:

@@ -65,7 +65,8 @@ class StagePreparation:
             PreparedStage | None: None where its modules must be called: in training or for gradients, with adapters or
             hooks, under a compiler, or on another device.
         """
-        if stage.training or not is_plain_inference(hidden, next(stage.parameters())):
+        weight = next(stage.parameters(), None)  # a replica of DataParallel has none
+        if stage.training or weight is None or not is_plain_inference(hidden, weight):
             return None
         seen = self._seen  # once, for another thread may look at the same time
         if seen is None or not seen.is_still(hidden.dtype):

@@ -105,9 +105,8 @@ class Plainness:
         if encoder.training:
             self._found = None  # it holds weights that may not be the encoder's any more
             return False
-        if encoder.config._attn_implementation != "sdpa":
-            return False
-        if not is_plain_inference(hidden, next(encoder.parameters(), hidden)):
+        weight = next(encoder.parameters(), None)  # a replica of DataParallel has none
+        if weight is None or encoder.config._attn_implementation != "sdpa" or not is_plain_inference(hidden, weight):
             return False
         found = self._found  # once, for another thread may look at the same time
         if found is None or not found[0].is_as_seen():
