@@ -310,7 +310,7 @@ def open_index(index: str | PathLike[str]) -> Iterator[tuple[pq.ParquetFile, Ind
 
 
 @contextmanager
-def sound_pages(index: str | PathLike[str]) -> Iterator[None]:
+def undamaged(index: str | PathLike[str]) -> Iterator[None]:
     """
     Around reading rows of an index.
 
@@ -326,7 +326,7 @@ def sound_pages(index: str | PathLike[str]) -> Iterator[None]:
 
 def iter_index(index: str | PathLike[str]) -> Iterator[EmbeddedRecording]:
     """The recordings of an index, in order; few are in memory at a time."""
-    with sound_pages(index), pq.ParquetFile(index, page_checksum_verification=True) as file:
+    with undamaged(index), pq.ParquetFile(index, page_checksum_verification=True) as file:
         rows = (row for batch in file.iter_batches(ROW_GROUP_ROWS) for row in _rows_of(batch))
         for (path, content), windows in itertools.groupby(rows, key=lambda row: row[:2]):
             spans, embeds = zip(*((span, embed) for _, _, span, embed in windows), strict=True)

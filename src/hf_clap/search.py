@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .index_file import IndexInfo, embeds_of, open_index, sound_pages
+from .index_file import IndexInfo, embeds_of, open_index, undamaged
 from .pipeline import HfClapPipeline, pipeline
 from .prompts import check_unicode
 from .whole_file import whole_file
@@ -75,13 +75,13 @@ class SoundIndex:
             tagger = model if isinstance(model, HfClapPipeline) else pipeline(model)
             self.embedder = tagger.embedder
             self._check_model()
-            with sound_pages(index):
+            with undamaged(index):
                 self._rows = file.read(["path", "start", "end"])
             self.approximate = self.info.windows > EXACT_WINDOWS if approximate is None else approximate
             if self.approximate:
                 self._faiss = _open_faiss(self.path, file, self.info)
             else:
-                with sound_pages(index):
+                with undamaged(index):
                     self._embeds = _read_embeds(file, self.info)
 
     def __len__(self) -> int:
@@ -194,7 +194,7 @@ def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
         raise ImportError('Approximate search needs FAISS: run `pip install "hf_clap[search]"`.') from error
     place = index.with_name(f"{index.stem}.{info.rows_sha256[:12]}.faiss")
     if not place.exists():
-        with sound_pages(index):
+        with undamaged(index):
             built = _build_faiss(file, info.dim, info.windows)
         try:
             with whole_file(place) as unfinished:
