@@ -5,9 +5,11 @@ import io
 import json
 import logging
 import tarfile
+import threading
 import zipfile
 from collections import Counter
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice, pairwise
 
 import datasets
@@ -463,6 +465,21 @@ def test_archives_that_are_cut_are_one_sentence(tmp_path, member):
     file.write_bytes(file.read_bytes()[:end])
     with pytest.raises(PairError, match=r" is damaged \(.*\); copy or download it again.$"):
         list(load_pairs(str(file), extractor(), training=False))
+
+
+def test_a_file_is_read_from_its_address(shards):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    name = min(path.name for path in shards.glob("*.parquet"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=shards)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{name}"
+        read = [identify(pair) for pair in load_pairs(address, extractor(), training=False)]
+        server.shutdown()
+    assert read == [identify(pair) for pair in load_pairs(str(shards / name), extractor(), training=False)]
+    assert len(read) > 1
 
 
 # -- audio
