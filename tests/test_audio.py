@@ -22,7 +22,7 @@ import soxr
 import torch
 
 from hf_clap import audio
-from hf_clap.audio import iter_audio, load_audio
+from hf_clap.audio import iter_audio, load_audio, stretch_of
 from hf_clap.waveform import AudioError, resample
 
 RATE = 16_000
@@ -299,6 +299,14 @@ def test_samples_that_are_negative_by_a_flag_are_read():
     for rate in (RATE, 8000):
         expected = load_audio({"array": -noise(1.0), "sampling_rate": RATE}, rate)
         assert np.array_equal(load_audio({"array": flagged, "sampling_rate": RATE}, rate), expected)
+
+
+def test_a_stretch_is_read_without_the_rest(tmp_path):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 65 * RATE).astype(np.float32)
+    sf.write(tmp_path / "a.wav", sound, RATE, subtype="FLOAT")
+    for start, end in ((0, RATE), (9 * RATE, 21 * RATE), (60 * RATE, 70 * RATE)):
+        stretch = stretch_of(iter_audio(tmp_path / "a.wav", RATE), start, end - start)
+        assert np.array_equal(stretch, sound[start:end])
 
 
 def test_a_truncated_wav_is_found_behind_a_chunk_of_odd_length():

@@ -485,7 +485,7 @@ def test_a_model_that_has_diverged_makes_no_index(library, tiny_tagger, tmp_path
     with torch.no_grad():
         model.audio_projection.classifier.bias.fill_(torch.nan)
     with pytest.raises(
-        ValueError, match=r"^The model gives NaN or infinite embeddings; check its weights, or choose "
+        ValueError, match=r"^The model gives NaN or infinite embeddings for 00.wav; check its weights, or choose "
     ):
         embed_corpus(Corpus(library), tmp_path / "x.parquet", Embedder(model, tiny_tagger.processor))
     assert left_beside(tmp_path / "x.parquet") == [".x.parquet.lock"]

@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 import hf_clap
 from hf_clap import unpadded_encoder
-from hf_clap.linear import ONEDNN_DTYPES
-from hf_clap.unpadded_encoder import UNPADDED, without_padding
+from hf_clap.linear import ONEDNN_DTYPES, through_onednn
+from hf_clap.unpadded_encoder import UNPADDED
 
 SIZES = {
     "vocab_size": 50,
@@ -51,6 +51,10 @@ def reads(monkeypatch):
     reads, read = [], unpadded_encoder._read
     monkeypatch.setattr(unpadded_encoder, "_read", lambda *given: reads.append(1) or read(*given))
     return reads
+
+
+def without_padding(tower):
+    return unpadded_encoder.without_padding(through_onednn(tower))
 
 
 def outputs(tower, mask=MASKS["right"], **options):

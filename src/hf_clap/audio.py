@@ -90,6 +90,17 @@ def iter_audio(source: Any, sampling_rate: int, source_rate: int | None = None) 
         yield from _resample(_mono(name, blocks), rate, target_rate)
 
 
+def stretch_of(blocks: Blocks, start: int, samples: int) -> np.ndarray:
+    """`(samples,)` of a waveform that `iter_audio` gives in blocks, from `start` on; a block is held at a time."""
+    kept, end = [], 0
+    for block in blocks:
+        begin, end = end, end + len(block)
+        kept.append(block[max(0, start - begin) : max(0, start + samples - begin)])
+        if end >= start + samples:
+            break
+    return np.concatenate(kept)
+
+
 def audio_sha256(source: Any) -> str:
     """
     SHA-256 of a clip as it is stored, in hexadecimal: nothing is decoded.

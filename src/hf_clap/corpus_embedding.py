@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .audio import audio_sha256
 from .corpus import Corpus, Recording
-from .embedding import BrokenClip, Embedder, WindowBatch, iter_batches, window_and_hop
+from .embedding import BrokenClip, Embedder, WindowBatch, check_finite, iter_batches, window_and_hop
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .index_file import EmbeddedRecording, IndexInfo, IndexWriter
 from .pair_columns import fetch_audio
@@ -225,8 +225,6 @@ def hear_part(embedder: Embedder, reader: WindowReader, part: Part) -> Contents 
     if not isinstance(part, WindowBatch):
         return part
     _, embeds = embedder.hear(part.inputs)
-    if not embeds.isfinite().all():
-        raise ValueError("The model gives NaN or infinite embeddings; check its weights, or choose dtype float32.")
     spans = np.array(part.spans, dtype=np.float64) / reader.extractor.sampling_rate
     return HeardBatch(part.clips, spans, embeds.numpy().astype(np.float16))
 
@@ -252,6 +250,7 @@ def gather(
             results.append(EmbeddedRecording(recording.path, content, error=errors[number]))
         elif number in heard:
             spans, embeds = (np.stack(values) for values in zip(*heard[number], strict=True))
+            check_finite(embeds.reshape(1, -1), [recording.path])
             results.append(EmbeddedRecording(recording.path, content, spans, embeds))
         else:
             results.append(EmbeddedRecording(recording.path, content))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .audio import iter_audio
+from .audio import iter_audio, stretch_of
 from .pipeline import HfClapPipeline
 from .waveform import AudioError
 
@@ -148,7 +148,7 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
             raise gr.Error(f"{moment['path']} is not at hand, so it cannot be played.", print_exception=False)
         start, end = (round(second * tagger.sampling_rate) for second in moment["timestamp"])
         try:
-            return tagger.sampling_rate, _stretch(file, tagger.sampling_rate, start, end)
+            return tagger.sampling_rate, stretch_of(iter_audio(file, tagger.sampling_rate), start, end - start)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -161,17 +161,6 @@ def _inside(folder: Path, path: str) -> Path | None:
     parts = PurePosixPath(path)
     file = folder / parts
     return file if not parts.is_absolute() and ".." not in parts.parts and file.is_file() else None
-
-
-def _stretch(file: Path, sampling_rate: int, start: int, end: int) -> np.ndarray:
-    """Samples `start` to `end` of a recording of any length, of which no more than a block is held."""
-    held, first = [], 0
-    for block in iter_audio(file, sampling_rate):
-        held.append(block[max(start - first, 0) : max(end - first, 0)])
-        first += len(block)
-        if first >= end:
-            break
-    return np.concatenate(held)
 
 
 def _read(path: str, sampling_rate: int) -> np.ndarray:

@@ -147,9 +147,10 @@ class ModuleState:
 
     Args:
         module: as it is now.
+        parts: classes of modules of which its user computes what they do, without calling them.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, parts: set[type[nn.Module]]):
         whole = list(module.modules())
         self._inside = whole[1:]
         self._types = list(map(type, self._inside))
@@ -158,11 +159,13 @@ class ModuleState:
         named = [named for part in whole for named in (part._modules, part._parameters, part._buffers)]
         self._named: list[dict[str, Any]] = list(filter(None, named))
         self._seen = list(self._parts())
-        self.is_watched = self._is_watched()
+        self._was_watched = self._is_watched()
+        # whether nobody would miss a call of what is inside
+        self.is_plain = not self._was_watched and parts.issuperset(self._types)
 
     def is_as_seen(self) -> bool:
         return (
-            self._is_watched() == self.is_watched
+            self._is_watched() == self._was_watched
             and list(map(type, self._inside)) == self._types
             and sum(map(len, self._named)) == len(self._seen)
             and all(map(is_, self._parts(), self._seen))

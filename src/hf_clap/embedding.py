@@ -215,6 +215,16 @@ def embed_texts(model: HfClapModel, processor: HfClapProcessor, texts: Sequence[
     return torch.cat(embeds)[order.argsort().to(model.device)]
 
 
+def check_finite(embeds: np.ndarray, names: Sequence[str]) -> None:
+    """Raises a ValueError that says of which clips or texts the embeddings `(names, dim)` are not finite."""
+    bad = [name for name, embed in zip(names, embeds, strict=True) if not np.isfinite(embed).all()]
+    if bad:
+        raise ValueError(
+            f"The model gives NaN or infinite embeddings for {bad[0]}{', …' if len(bad) > 1 else ''}; check its "
+            "weights, or choose dtype float32."
+        )
+
+
 def active_adapters(model: nn.Module) -> list[str]:
     """How adapters of peft take part in the model, layer by layer; nothing without any."""
     return [

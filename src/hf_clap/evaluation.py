@@ -14,12 +14,12 @@ import torch
 from tqdm import tqdm
 
 from .array_cache import ArrayCache
-from .embedding import Embedder
+from .embedding import Embedder, check_finite
 from .metrics import WEIGHTED, bootstrap_interval, chance, classification_metrics, mean_of
 from .prompts import Prompts
 from .retrieval import rankings, retrieval_metrics
 from .supervised import BATCH_SIZE, EPOCHS, FINETUNE_LEARNING_RATE, HIDDEN_UNITS, PROBE_LEARNING_RATE, finetune, probe
-from .task_embedding import EmbeddedTask, check_finite, sha256_of
+from .task_embedding import EmbeddedTask, sha256_of
 from .task_result import TaskResult
 from .tasks import TRAIN_AND_TEST
 

@@ -326,7 +326,7 @@ def undamaged(index: str | PathLike[str]) -> Iterator[None]:
 
 def iter_index(index: str | PathLike[str]) -> Iterator[EmbeddedRecording]:
     """The recordings of an index, in order; few are in memory at a time."""
-    with undamaged(index), pq.ParquetFile(index, page_checksum_verification=True) as file:
+    with open_index(index) as (file, _), undamaged(index):
         rows = (row for batch in file.iter_batches(ROW_GROUP_ROWS) for row in _rows_of(batch))
         for (path, content), windows in itertools.groupby(rows, key=lambda row: row[:2]):
             spans, embeds = zip(*((span, embed) for _, _, span, embed in windows), strict=True)

@@ -6,12 +6,12 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .audio import iter_audio
+from .audio import iter_audio, stretch_of
 from .waveform import AudioError
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
@@ -148,7 +148,7 @@ def read_audio(source: Any, sampling_rate: int, crop_samples: int | None, random
     start = int(random.integers(samples - crop_samples + 1))
     if samples <= long:
         return np.concatenate(kept)[start : start + crop_samples].copy()  # a view would keep the whole clip
-    return _stretch(iter_audio(source, sampling_rate), start, crop_samples)
+    return stretch_of(iter_audio(source, sampling_rate), start, crop_samples)
 
 
 def _remote_path(source: Any) -> str | None:
@@ -177,14 +177,3 @@ def fetch_audio(source: Any) -> Any:
     except (OSError, ValueError, *OF_ARCHIVES) as error:
         name = path.split("::")[0].rpartition("/")[2]  # the rest may hold a password
         raise AudioError(f"{name} cannot be read where it lies ({type(error).__name__}).") from error
-
-
-def _stretch(blocks: Iterator[np.ndarray], start: int, samples: int) -> np.ndarray:
-    """(samples,) of a waveform that comes in blocks, from `start` on."""
-    kept, end = [], 0
-    for block in blocks:
-        begin, end = end, end + len(block)
-        kept.append(block[max(0, start - begin) : max(0, start + samples - begin)])
-        if end >= start + samples:
-            break
-    return np.concatenate(kept)

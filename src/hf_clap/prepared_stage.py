@@ -89,10 +89,8 @@ class _Seen:
     """A `SwinStage` as it was when it was prepared."""
 
     def __init__(self, stage: Any, dtype: torch.dtype, parts: set[type[nn.Module]]):
-        self._dtype, self._state = dtype, ModuleState(stage)
-        self.is_plain = (  # else its modules must be called
-            not self._state.is_watched and parts.issuperset(map(type, stage.modules())) and _is_plain(stage, dtype)
-        )
+        self._dtype, self._state = dtype, ModuleState(stage, parts)
+        self.is_plain = self._state.is_plain and _is_plain(stage, dtype)  # else its modules must be called
         self.sources = _sources(stage) if self.is_plain else []
 
     def is_still(self, dtype: torch.dtype) -> bool:

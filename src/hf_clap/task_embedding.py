@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .array_cache import ArrayCache
 from .audio import audio_sha256
-from .embedding import ClipEmbedding, Embedder
+from .embedding import ClipEmbedding, Embedder, check_finite
 from .task_data import Clip, TaskData
 from .tasks import Task
 
@@ -90,16 +90,6 @@ def embed_task(task: Task, data: TaskData, embedder: Embedder, cache: ArrayCache
         failed=failed,
         provenance={"source": data.source, "revision": data.revision, "sha256": sha256_of(described)},
     )
-
-
-def check_finite(embeds: np.ndarray, names: Sequence[str]) -> None:
-    """Raises a ValueError that says of which clips or texts the embeddings `(names, dim)` are not finite."""
-    bad = [name for name, embed in zip(names, embeds, strict=True) if not np.isfinite(embed).all()]
-    if bad:
-        raise ValueError(
-            f"The model gives NaN or infinite embeddings for {bad[0]}{', …' if len(bad) > 1 else ''}; check its "
-            "weights, or choose dtype float32."
-        )
 
 
 def sha256_of(value: Any) -> str:

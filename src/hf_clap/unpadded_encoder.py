@@ -11,10 +11,10 @@ from transformers.models.bert import modeling_bert as bert
 from transformers.models.roberta import modeling_roberta as roberta
 
 from .derived import ModuleState, is_plain
-from .linear import Linear, is_plain_inference, onednn_add_linear, onednn_linear, through_onednn
+from .linear import Linear, is_plain_inference, onednn_add_linear, onednn_linear
 
 # What layers are made of where `_read` computes what they do.
-PARTS = {Linear, GELUActivation, nn.LayerNorm, nn.Dropout} | {
+PARTS = {nn.ModuleList, Linear, GELUActivation, nn.LayerNorm, nn.Dropout} | {
     getattr(module, f"{name}{part}")
     for module, name in ((bert, "Bert"), (roberta, "Roberta"))
     for part in ("Layer", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output")
@@ -32,13 +32,14 @@ class UnpaddedEncoder(nn.Module):
     ```python
     >>> import torch
     >>> from transformers import BertConfig, BertModel
+    >>> from hf_clap.linear import through_onednn
     >>> from hf_clap.unpadded_encoder import without_padding
 
     >>> config = BertConfig(vocab_size=9, hidden_size=24, num_attention_heads=2, intermediate_size=8)
     >>> tower, words = BertModel(config).eval(), torch.tensor([[5, 6, 7], [8, 0, 0]])
     >>> with torch.no_grad():
     ...     expected = tower(words, attention_mask=words.ne(0)).pooler_output
-    ...     pooled = without_padding(tower)(words, attention_mask=words.ne(0)).pooler_output
+    ...     pooled = without_padding(through_onednn(tower))(words, attention_mask=words.ne(0)).pooler_output
     >>> torch.allclose(pooled, expected, atol=1e-6)
     True
 
@@ -84,10 +85,13 @@ UNPADDED: dict[type[nn.Module], type[UnpaddedEncoder]] = {
 
 
 def without_padding(tower: nn.Module) -> nn.Module:
-    """The text tower with an `UnpaddedEncoder`, where it has one of BERT's or RoBERTa's: the same parameters."""
+    """
+    The text tower, which went `through_onednn`, with an `UnpaddedEncoder` where it has one of BERT's or RoBERTa's: the
+    same parameters.
+    """
     encoder: Any = getattr(tower, "encoder", None)
     if type(encoder) in UNPADDED:
-        through_onednn(encoder).__class__ = UNPADDED[type(encoder)]
+        encoder.__class__ = UNPADDED[type(encoder)]
         encoder.plainness = Plainness()
     return tower
 
@@ -110,14 +114,12 @@ class Plainness:
             return False
         found = self._found  # once, for another thread may look at the same time
         if found is None or not found[0].is_as_seen():
-            state = ModuleState(encoder)
-            self._found = found = state, not state.is_watched and all(map(_is_plain, encoder.layer))
+            state = ModuleState(encoder, PARTS)
+            self._found = found = state, state.is_plain and all(map(_is_plain, encoder.layer))
         return found[1]
 
 
 def _is_plain(layer: Any) -> bool:
-    if not PARTS.issuperset(map(type, layer.modules())):
-        return False
     heads, ends = layer.attention.self, (layer.attention.output, layer.output)
     linears = [heads.query, heads.key, heads.value, layer.intermediate.dense, *(end.dense for end in ends)]
     return (
