@@ -3,10 +3,8 @@ A stage of HTS-AT for inference on a CPU: its operators one after the other, wit
 its modules takes a tenth longer for one clip, and packing weights at each call a seventh of the linear layers' time.
 """
 
-import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -124,10 +122,8 @@ class PreparedBlock:
     def __init__(self, block: Any, order: torch.Tensor, packs: bool):
         attention = block.attention
         self.order = order
-        side = block.resolution // block.window_size if block.shift else 1
-        self.windows = side, side  # in a group
         self.length, self.head_dim = block.window_size**2, attention.head_dim
-        self.biases = _biases(attention.position_bias(None)[0], block.shift_mask, self.windows)
+        self.bias = attention.position_bias(block.shift_mask)[0]
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         query_key_value = attention.query, attention.key, attention.value
         self.query_key_value = [_linear(layer, packs=False) for layer in query_key_value]
@@ -146,12 +142,9 @@ class PreparedBlock:
     def attend(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the heads find, before `output`; of `hidden`, after the norm."""
         rows, dim = hidden.shape
-        heads = math.prod(self.windows) * dim // self.head_dim
+        heads = len(self.bias)  # of a group's windows
         query, key, value = self.matrices(hidden, heads)
-        scores = attention_scores(query, key, self.head_dim**-0.5)
-        by_window = scores.view(-1, *self.windows, dim // self.head_dim, self.length, self.length)
-        for where, bias in self.biases:
-            by_window[where].add_(bias)
+        scores = attention_scores(query, key, self.head_dim**-0.5, self.bias)
         attended = torch.bmm(torch.softmax(scores, dim=-1, out=scores), value)
         return attended.view(-1, heads, self.length, self.head_dim).transpose(1, 2).reshape(rows, dim)
 
@@ -167,21 +160,6 @@ class PreparedBlock:
             .reshape(of_part, -1, self.length, self.head_dim)
             .unbind()
         ]
-
-
-def _biases(
-    position_bias: torch.Tensor, shift_mask: torch.Tensor | None, windows: tuple[int, int]
-) -> list[tuple[Any, torch.Tensor]]:
-    """
-    What is added to scores `(batch, rows, columns, heads, length, length)` of windows in rows and columns, and where.
-    The mask is for the windows of the last row and column only: so it is not needed for each head.
-    """
-    if shift_mask is None:
-        return [(..., position_bias)]
-    mask = shift_mask.view(*windows, 1, *shift_mask.shape[1:])
-    if mask[:-1, :-1].any():  # a checkpoint's own
-        return [(..., position_bias + mask)]
-    return [(..., position_bias), (np.s_[:, -1], mask[-1]), (np.s_[:, :-1, -1], mask[:-1, -1])]
 
 
 def _linears(block: Any) -> list[Any]:
