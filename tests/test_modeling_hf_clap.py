@@ -91,7 +91,7 @@ def test_outputs_are_consistent(small_config, small_inputs):
     assert torch.equal(output.text_model_output.pooler_output, output.text_model_output.last_hidden_state[:, 0])
 
 
-@pytest.mark.parametrize("shape", [(1, 200, 64), (1, 1, 200, 128)])
+@pytest.mark.parametrize("shape", [(1, 200, 64), (1, 1, 200, 128), (1, 2, 200, 64)])
 def test_features_of_another_shape_are_refused(small_config, shape):
     with pytest.raises(ValueError, match=r"do not fit; pass \(batch, 1, frames, 64\)"):
         small_model(small_config).encode_audio(torch.zeros(shape))

@@ -163,6 +163,7 @@ def test_fusion_trains_with_one_long_clip(small_fusion):
     [
         (1, 257, None, "at most 256 frames and got 257"),
         (4, 200, [True, False], "4 channels do not fit a model without fusion"),
+        (2, 200, None, r"\(2, 2, 200, 64\) do not fit; pass \(batch, 1, frames, 64\)"),
     ],
 )
 def test_impossible_input_is_refused(small, channels, frames, is_longer, message):

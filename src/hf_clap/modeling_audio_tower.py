@@ -20,10 +20,12 @@ class HfClapAudioTower(PreTrainedModel):
     input_modalities = ["audio"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # a tower without attention is right with any implementation of it
+    _channels: tuple[int, ...] = (1,)  # that its input may have
 
     def _checked(self, input_features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The features in the tower's precision; a replica of DataParallel has no parameters to ask for it."""
-        if input_features.ndim != 4 or input_features.shape[-1] != self.config.num_mel_bins:
+        fits = input_features.ndim == 4 and input_features.shape[1] in self._channels
+        if not fits or input_features.shape[3] != self.config.num_mel_bins:
             raise ValueError(
                 f"Features of shape {tuple(input_features.shape)} do not fit; pass (batch, 1, frames, "
                 f"{self.config.num_mel_bins}), as the feature extractor gives them."

@@ -281,6 +281,7 @@ class HfClapHtsatModel(HfClapAudioTower):
     config_class = HfClapHtsatConfig
     _no_split_modules = ["SwinBlock"]
     _supports_attention_backend = True
+    _channels = (1, FUSION_CHANNELS)
 
     def __init__(self, config: HfClapHtsatConfig):
         super().__init__(config)
@@ -357,10 +358,10 @@ class HfClapHtsatModel(HfClapAudioTower):
             )
         if channels == 1:
             return None  # nothing to fuse: each clip is a window
-        if not (self.config.fusion and channels == FUSION_CHANNELS):
+        if not self.config.fusion:
             raise ValueError(
-                f"Features of {channels} channels do not fit a model {'with' if self.config.fusion else 'without'} "
-                'fusion; four channels and is_longer, from crop="fusion", are for those with it.'
+                f"Features of {channels} channels do not fit a model without fusion; four channels and is_longer, "
+                'from crop="fusion", are for those with it.'
             )
         if is_longer is None:
             raise ValueError("Four channels need is_longer too; pass all that the feature extractor returns.")

@@ -108,12 +108,11 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             ValueError: for clips shorter than a patch.
         """
         input_features = self._checked(input_features, self.stem.weight.dtype)
-        batch, channels, frames, mels = input_features.shape
-        if channels != 1 or (input_features_mask is not None and input_features_mask.shape != (batch, frames)):
-            given = "" if input_features_mask is None else f" and a mask of {tuple(input_features_mask.shape)}"
+        batch, _, frames, mels = input_features.shape
+        if input_features_mask is not None and input_features_mask.shape != (batch, frames):
             raise ValueError(
-                f"Features of shape {tuple(input_features.shape)}{given} do not fit; pass (batch, 1, frames, mels), "
-                "and a mask of (batch, frames), as the feature extractor gives them."
+                f"A mask of shape {tuple(input_features_mask.shape)} does not fit features of {batch} clips of "
+                f"{frames} frames; pass (batch, frames), as the feature extractor gives it."
             )
         patch_frames = self.config.patch_frames
         if input_features_mask is None or not batch:
