@@ -68,32 +68,23 @@ def eager_attention_forward(
     """Attention written out, with the arguments of transformers' interface; heads before positions."""
     heads = query.shape[1]
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-    in_place = is_eager_on_cpu(query) and not torch.is_grad_enabled()
-    scores = by_head(attention_scores(query, key, scaling, attention_mask if in_place else None), heads)
-    if attention_mask is not None and not in_place:
-        scores = scores + attention_mask
+    scores = by_head(attention_scores(query, key, scaling), heads)
+    if attention_mask is not None:
+        # in place it has a gradient that copies all scores twice
+        scores = scores + attention_mask if scores.requires_grad else scores.add_(attention_mask)
+    in_place = is_eager_on_cpu(scores) and not scores.requires_grad
     weights = torch.softmax(scores, dim=-1, out=scores if in_place else None)  # float32 inside, whatever the precision
     weights = F.dropout(weights, dropout, module.training)
     attended = by_head(torch.bmm(weights.flatten(0, 1), value), heads)
     return attended.transpose(1, 2).contiguous(), weights
 
 
-def attention_scores(
-    query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """
-    `(batch * heads, length, length)`, of queries and keys that are `(batch * heads, length, head_dim)`, and in plain
-    inference of a bias `(…, heads, length, length)`.
-    """
+def attention_scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`(batch * heads, length, length)`, of queries and keys that are `(batch * heads, length, head_dim)`."""
     if key.dtype == torch.bfloat16:
         key = key.contiguous()  # else oneDNN's product copies it number by number
-    key = key.transpose(1, 2)
-    if bias is None:
-        unused_sum = query.new_empty(1, 1, 1)  # times beta=0: the product is scaled without a pass of its own
-        return torch.baddbmm(unused_sum, query, key, beta=0, alpha=scaling)
-    scores = query.new_empty(*query.shape[:2], key.shape[2])
-    by_head(scores, bias.shape[-3]).copy_(bias)  # to be added to: a pass over the scores less than to add it
-    return scores.baddbmm_(query, key, alpha=scaling)
+    unused_sum = query.new_empty(1, 1, 1)  # times beta=0: the product is scaled without a pass of its own
+    return torch.baddbmm(unused_sum, query, key.transpose(1, 2), beta=0, alpha=scaling)
 
 
 def by_head(matrices: torch.Tensor, heads: int) -> torch.Tensor:

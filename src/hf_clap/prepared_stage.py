@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention import attention_scores
+from .attention import by_head
 from .derived import ONE_AT_A_TIME, Derived, ModuleState, is_plain
 from .linear import Linear, is_plain_inference, onednn_add_linear, onednn_linear, pack_weight
 
@@ -123,13 +123,15 @@ class PreparedBlock:
         attention = block.attention
         self.order = order
         self.length, self.head_dim = block.window_size**2, attention.head_dim
+        self.scaling = self.head_dim**-0.5
         self.bias = attention.position_bias(block.shift_mask)[0]
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         query_key_value = attention.query, attention.key, attention.value
         self.query_key_value = [_linear(layer, packs=False) for layer in query_key_value]
-        if packs:  # as one product
-            weight, bias = (_by_head(tensors, self.head_dim) for tensors in zip(*self.query_key_value, strict=True))
-            self.query_key_value = [(pack_weight(weight), bias)]
+        if packs:  # as one product, of queries that are scaled
+            weights, biases = zip(*self.query_key_value, strict=True)
+            weight, bias = (_by_head(tensors, self.scaling, self.head_dim) for tensors in (weights, biases))
+            self.query_key_value, self.scaling = [(pack_weight(weight), bias)], 1.0
         self.output, self.linear1, self.linear2 = (
             _linear(layer, packs) for layer in (attention.output, block.linear1, block.linear2)
         )
@@ -144,7 +146,10 @@ class PreparedBlock:
         rows, dim = hidden.shape
         heads = len(self.bias)  # of a group's windows
         query, key, value = self.matrices(hidden, heads)
-        scores = attention_scores(query, key, self.head_dim**-0.5, self.bias)
+        scores = query.new_empty(*query.shape[:2], self.length)
+        by_head(scores, heads).copy_(self.bias)  # the product comes on top: the bias after it takes a pass more
+        # of bfloat16 the scaling is 1, as oneDNN may multiply what is there by it too
+        scores.baddbmm_(query, key.transpose(1, 2), alpha=self.scaling)
         attended = torch.bmm(torch.softmax(scores, dim=-1, out=scores), value)
         return attended.view(-1, heads, self.length, self.head_dim).transpose(1, 2).reshape(rows, dim)
 
@@ -202,9 +207,10 @@ def _linear(layer: nn.Linear, packs: bool) -> LinearTensors:
     return pack_weight(layer.weight) if packs else layer.weight, layer.bias
 
 
-def _by_head(tensors: Any, head_dim: int) -> torch.Tensor:
-    """Of query, key and value: those of the first head, those of the second, …"""
-    return torch.stack([tensor.detach().unflatten(0, (-1, head_dim)) for tensor in tensors], dim=1).flatten(0, 2)
+def _by_head(tensors: Any, scaling: float, head_dim: int) -> torch.Tensor:
+    """Of scaled query, key and value: those of the first head, those of the second, …"""
+    query, key, value = (tensor.detach().unflatten(0, (-1, head_dim)) for tensor in tensors)
+    return torch.stack([query * scaling, key, value], dim=1).flatten(0, 2)
 
 
 def _norm(norm: nn.LayerNorm) -> NormArguments:
