@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import io
 import os
+import tempfile
 from pathlib import Path
 
 # read as OpenMP is loaded: threads of two test processes that wait awake for each other took a third of the time
@@ -154,3 +155,12 @@ def tone(seconds=2.0, rate=16000, frequency=440.0):
 def noise(seconds=2.0, rate=16000, seed=0):
     """White noise of standard deviation 0.1, float32 (samples,)."""
     return np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)).astype(np.float32)
+
+
+@pytest.fixture
+def temporary_folder(tmp_path, monkeypatch):
+    """Where temporary files go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder

@@ -1,12 +1,8 @@
 """Every kind of audio source, with the numbers it must give or the sentence it must raise."""
 
 import io
-import shutil
-import stat
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import tracemalloc
@@ -27,7 +23,6 @@ from hf_clap.waveform import AudioError, resample
 
 RATE = 16_000
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-NO_AUDIO = b"\0\0\0\x1cftypM4A " + bytes(100)  # how an m4a file starts
 
 
 def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
@@ -54,15 +49,6 @@ def clip(tmp_path):
     path = tmp_path / "clip.wav"
     path.write_bytes(encoded(samples, subtype="FLOAT"))
     return path, samples
-
-
-@pytest.fixture
-def temporary_folder(tmp_path, monkeypatch):
-    """Where the module's temporary files go."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 # -- the kinds of source
@@ -561,106 +547,6 @@ def test_a_password_in_a_url_is_refused_and_not_repeated():
     with pytest.raises(AudioError, match=r"^clip\.wav has a URL with a user name in it") as raised:
         load_audio("http://user:secret@127.0.0.1/clip.wav", RATE)
     assert "secret" not in str(raised.value)
-
-
-# -- containers that soundfile cannot read
-
-
-@pytest.fixture
-def no_decoders(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # makes its import fail
-
-
-@pytest.fixture
-def fake_ffmpeg(tmp_path, monkeypatch):
-    """Stands in for ffmpeg: writes its arguments to `arguments`, prints the file `output`, says what `log` holds."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    script = folder / "ffmpeg"
-    cat = shutil.which("cat")
-    script.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" > "{folder}/arguments"\n{cat} "{folder}/output"\n{cat} "{folder}/log" >&2\n'
-    )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    (folder / "log").write_text("")
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
-def test_without_a_decoder_the_sentence_names_two(tmp_path, no_decoders):
-    path = tmp_path / "song.m4a"
-    path.write_bytes(NO_AUDIO)
-    with pytest.raises(AudioError, match=r"^song\.m4a is in a format .* install ffmpeg or torchcodec, or convert it"):
-        load_audio(path, RATE)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ffmpeg is a shell script")
-def test_ffmpeg_gives_the_track_at_its_own_rate(tmp_path, fake_ffmpeg, temporary_folder, monkeypatch):
-    samples = noise(12, channels=2)
-    sf.write(fake_ffmpeg / "output", samples, RATE, format="AU", subtype="FLOAT", endian="BIG")
-    path = tmp_path / "-song.m4a"
-    path.write_bytes(NO_AUDIO)
-    monkeypatch.chdir(tmp_path)
-    for source in ("-song.m4a", NO_AUDIO, io.BytesIO(NO_AUDIO)):
-        blocks = list(iter_audio(source, RATE))
-        assert [len(block) for block in blocks] == [10 * RATE, 2 * RATE]
-        np.testing.assert_allclose(np.concatenate(blocks), samples.mean(axis=1), atol=1e-7)
-        arguments = (fake_ffmpeg / "arguments").read_text().splitlines()
-        assert arguments[arguments.index("-protocol_whitelist") + 1] == "file"
-        assert arguments[arguments.index("-f") + 1] == "mov"
-        assert arguments[arguments.index("-i") + 1].startswith("file:")
-        if source == "-song.m4a":
-            assert arguments[arguments.index("-i") + 1] == "file:-song.m4a"
-    assert list(temporary_folder.iterdir()) == []
-    with pytest.raises(AudioError, match="is at 16000 Hz and the call says 8000 Hz"):
-        load_audio(NO_AUDIO, RATE, source_rate=8000)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ffmpeg is a shell script")
-def test_what_ffmpeg_cannot_decode_or_finds_cut_is_refused(fake_ffmpeg):
-    (fake_ffmpeg / "output").write_bytes(b"")
-    with pytest.raises(AudioError, match="has no audio track that ffmpeg can decode"):
-        load_audio(NO_AUDIO, RATE)
-    sf.write(fake_ffmpeg / "output", noise(1), RATE, format="AU", subtype="FLOAT", endian="BIG")
-    (fake_ffmpeg / "log").write_text("stream 0, offset 0x16733: partial file\n")
-    with pytest.raises(AudioError, match="is truncated or damaged"):
-        load_audio(NO_AUDIO, RATE)
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-@pytest.mark.parametrize(("suffix", "rate"), [("m4a", 44_100), ("webm", 48_000), ("aac", 44_100)])
-def test_real_ffmpeg(tmp_path, suffix, rate):
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate).astype(np.float32)
-    sf.write(tmp_path / "tone.wav", tone, rate)
-    path = tmp_path / f"tone.{suffix}"
-    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "tone.wav", path], check=True, stdin=subprocess.DEVNULL)
-    loaded = load_audio(path, rate)
-    assert abs(len(loaded) - len(tone)) <= 3072  # an encoder's padding
-    spectrum = np.abs(np.fft.rfft(loaded[rate // 2 : rate // 2 + rate]))
-    assert spectrum.argmax() == 440
-    assert loaded[rate // 2 : rate].std() == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
-
-
-def test_torchcodec_is_used_without_ffmpeg(tmp_path, monkeypatch, no_decoders):
-    stereo = torch.from_numpy(noise(1, channels=2)).T
-    opened = []
-
-    class AudioDecoder:
-        def __init__(self, path):
-            opened.append(path)
-
-        def get_all_samples(self):
-            return types.SimpleNamespace(data=stereo, sample_rate=RATE)
-
-    module = types.ModuleType("torchcodec.decoders")
-    module.AudioDecoder = AudioDecoder
-    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
-    path = tmp_path / "song.m4a"
-    path.write_bytes(NO_AUDIO)
-    np.testing.assert_allclose(load_audio(path, RATE), stereo.mean(dim=0).numpy(), atol=1e-7)
-    assert opened == [str(path)]
 
 
 def test_a_decoder_that_fails_is_one_sentence():

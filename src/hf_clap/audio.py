@@ -24,7 +24,8 @@ import soxr
 import torch
 from huggingface_hub.utils.sha import sha_fileobj
 
-from .audio_file import BLOCK_S, Blocks, open_audio_file, read_decoder
+from .audio_container import BLOCK_S, Blocks, read_decoder
+from .audio_file import open_audio_file
 from .waveform import (
     MAX_AMPLITUDE,
     AudioError,
@@ -76,7 +77,8 @@ def load_audio(source: Any, sampling_rate: int, source_rate: int | None = None) 
 
 def iter_audio(source: Any, sampling_rate: int, source_rate: int | None = None) -> Blocks:
     """
-    Read audio as consecutive mono blocks of about 10 s, so that a file of any length takes bounded memory.
+    Read audio as consecutive mono blocks of about 10 s, so that a file of any length takes bounded memory; except for
+    containers such as m4a and webm where torchcodec, without ffmpeg, decodes them whole.
 
     Takes and raises what `load_audio` does. Errors come with the first block, or at the end of a file that turns out
     to be shorter than its header promises.

@@ -1,11 +1,8 @@
-"""One encoded file -> blocks of samples: soundfile, what it leaves unsaid about cut files, and other containers."""
+"""One encoded file -> blocks of samples: by soundfile, with what it leaves unsaid about cut files."""
 
 import os
-import shutil
 import struct
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, cast
@@ -13,13 +10,11 @@ from typing import Any, cast
 import numpy as np
 import soundfile as sf
 
+from .audio_container import BLOCK_S, Blocks, demuxer_of, open_container, read_behind_tag
 from .waveform import AudioError
 
-BLOCK_S = 10.0
 MAX_BLOCK = 2**23  # samples of all channels: a header may state a thousand channels
 INT16_SCALE = np.float32(1 / 32768)
-
-Blocks = Iterator[np.ndarray]
 
 
 class _ForwardFile(sf.SoundFile):
@@ -79,9 +74,8 @@ def open_audio_file(name: str, file: Any, stack: ExitStack, path: str | None = N
     try:
         sound = stack.enter_context(_ForwardFile(view, closefd=False))
     except sf.LibsndfileError as error:
-        file.seek(0)
-        if demuxer := _demuxer(file.read(16)):
-            return _open_container(name, file, demuxer, stack, path)
+        if demuxer := demuxer_of(file):
+            return open_container(name, file, demuxer, stack, path)
         raise AudioError(f"{name} is not an audio file that can be read; convert it to WAV or FLAC.") from error
     position = file.tell()
     _refuse_cut_file(name, file, size, sound)
@@ -108,8 +102,8 @@ def _read_sound(name: str, tell: Callable[[], int], size: int, sound: sf.SoundFi
             break
         done += len(block)
         yield np.multiply(block, INT16_SCALE, dtype=np.float32) if is_int16 else block
-    # libsndfile ends a cut FLAC or MP3 early without a word; MP3 writers miscount by a frame or two of 1152 samples
-    slack = 2304 if sound.format == "MP3" else 0
+    # libsndfile ends a cut FLAC or MP3 early without a word; MP3 writers, into a WAV too, miscount by a frame or two
+    slack = 2304 if sound.subtype.startswith("MPEG_LAYER") else 0
     if promised is not None and done < promised - slack:
         raise _truncated(name, promised / sound.samplerate, done / sound.samplerate)
     # An MP3 of varying bit rate without a Xing header: libsndfile guesses its length, and stops there.
@@ -205,78 +199,5 @@ def _refuse_cut_file(name: str, file: Any, size: int, sound: sf.SoundFile) -> No
 def _states_length(file: Any, sound: sf.SoundFile) -> bool:
     if sound.format != "MP3":
         return sound.frames < 2**63 - 1  # libsndfile's word for a FLAC from a pipe
-    file.seek(0)
-    head = file.read(10)
-    start = 0
-    if head[:3] == b"ID3":  # a tag before the first MPEG frame; its length is four 7-bit digits
-        start = 10 + sum(digit << shift for digit, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    file.seek(start)
-    frame = file.read(256)
+    frame = read_behind_tag(file, 256)
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
-
-
-def _demuxer(head: bytes) -> str | None:
-    """ffmpeg's name for a container, so that ffmpeg never guesses: its playlist formats open other files."""
-    if head[4:8] == b"ftyp":  # m4a, mp4, mov, 3gp
-        return "mov"
-    magics = {b"\x1aE\xdf\xa3": "matroska", b"0&\xb2u": "asf", b"\xff\xf1": "aac", b"\xff\xf9": "aac"}
-    return next((demuxer for magic, demuxer in magics.items() if head.startswith(magic)), None)
-
-
-def _open_container(name: str, file: Any, demuxer: str, stack: ExitStack, path: str | None) -> tuple[int, Blocks]:
-    """ffmpeg first, because it streams; torchcodec holds all samples at once."""
-    if path is None:  # decoders seek, so they want a file rather than a pipe
-        path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf_clap_")), "audio")
-        file.seek(0)
-        with open(path, "wb") as copy:
-            shutil.copyfileobj(file, copy)
-    if ffmpeg := shutil.which("ffmpeg"):
-        return _open_ffmpeg(name, ffmpeg, path, demuxer, stack)
-    try:
-        from torchcodec.decoders import AudioDecoder
-    except (ImportError, OSError, RuntimeError) as error:  # the last two: its FFmpeg libraries are missing
-        raise AudioError(
-            f"{name} is in a format that soundfile cannot read; install ffmpeg or torchcodec, or convert it to FLAC."
-        ) from error
-    try:
-        decoder = AudioDecoder(path)
-    except (ValueError, RuntimeError) as error:
-        raise AudioError(f"{name} cannot be decoded by torchcodec; convert it to FLAC.") from error
-    return read_decoder(name, decoder)
-
-
-def _open_ffmpeg(name: str, ffmpeg: str, path: str, demuxer: str, stack: ExitStack) -> tuple[int, Blocks]:
-    """The first audio track by ffmpeg, as an AU stream: a header with rate and channels, then big-endian float32."""
-    command = [ffmpeg, "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-f", demuxer, "-i", f"file:{path}"]
-    command += ["-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-    process = stack.enter_context(
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
-    )
-    stack.callback(process.kill)
-    stream: Any = process.stdout
-    header = stream.read(24)
-    if len(header) < 24:
-        raise AudioError(f"{name} has no audio track that ffmpeg can decode; copy or download it again.")
-    _, offset, _, _, own_rate, channels = struct.unpack(">4s5I", header)
-    stream.read(offset - len(header))
-
-    def blocks() -> Blocks:
-        while data := stream.read(4 * channels * round(BLOCK_S * own_rate)):
-            yield np.frombuffer(data, ">f4", len(data) // (4 * channels) * channels).reshape(-1, channels)
-        failed = process.wait() != 0
-        log.seek(0)
-        messages = log.read()
-        if failed or b"partial file" in messages or b"ended prematurely" in messages:  # a cut file is no failure to it
-            raise AudioError(f"{name} is truncated or damaged; copy or download it again.")
-
-    return own_rate, blocks()
-
-
-def read_decoder(name: str, decoder: Any) -> tuple[int, Blocks]:
-    """Rate in Hz and samples of a torchcodec `AudioDecoder`."""
-    try:
-        samples = decoder.get_all_samples()  # .data (channels, samples) float32
-    except RuntimeError as error:
-        raise AudioError(f"{name} cannot decode its audio; check the file it reads.") from error
-    return samples.sample_rate, iter([samples.data.T.numpy()])

@@ -10,13 +10,21 @@ from .pair_columns import audio_column
 from .rows import iter_batches, open_rows
 
 AUDIO_SUFFIXES = {
+    ".3gp",
     ".aac",
     ".aif",
+    ".aifc",
     ".aiff",
+    ".asf",
     ".au",
     ".caf",
     ".flac",
     ".m4a",
+    ".m4b",
+    ".mka",
+    ".mkv",
+    ".mov",
+    ".mp2",
     ".mp3",
     ".mp4",
     ".oga",
@@ -24,6 +32,7 @@ AUDIO_SUFFIXES = {
     ".opus",
     ".w64",
     ".wav",
+    ".weba",
     ".webm",
     ".wma",
 }  # of recordings; other files are data sets
