@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from itertools import islice, takewhile
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 def embed(options: argparse.Namespace) -> None:
     # 1. Every process has the model on its own device; the first one has the index
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes without a GPU stay apart
     corpus = Corpus(options.source)
     embedder = hf_clap.pipeline(options.model, device=state.device, batch_size=options.batch_size).embedder
     reader = window_reader(embedder, options.window, options.hop)

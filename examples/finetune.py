@@ -16,6 +16,7 @@ with others it does not go on.
 
 import argparse
 import json
+import os
 import statistics
 import zlib
 from functools import partial
@@ -56,6 +57,7 @@ def main() -> None:
     test_pairs = load(where=partial(side, held_out=True), training=False)
 
     # 3. Training: negatives come from the whole batch of all processes.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(arguments.output / "runs"))  # else that of the current folder
     trainer = hf_clap.HfClapTrainer(
         model,
         hf_clap.HfClapTrainingArguments(

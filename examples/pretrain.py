@@ -55,6 +55,8 @@ def main() -> None:
         # models with fusion use some weights only where a clip of the batch is long
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not arguments.gradient_checkpointing)],
     )
+    if arguments.tracker and not accelerator.log_with:
+        raise SystemExit(f"--tracker {arguments.tracker} needs its package; install it, or leave --tracker out.")
     accelerator.init_trackers("pretrain", config={name: str(value) for name, value in vars(arguments).items()})
     set_seed(arguments.seed, device_specific=True)
     keep_settings(

@@ -192,6 +192,8 @@ def test_prompts(root, tmp_path, capsys):
         "{} + the sound of {}",
     ]
     assert sweep[2].items == ensemble.items
+    assert run(*data, "--prompt-sweep", "--template", "{}", "--output", output) == 0
+    assert [result.prompt["templates"] for result in read_results([output])] == [["{}"]]
 
     descriptions.write_text(json.dumps({"cat": ["a cat"]}))
     assert run(*data, "--descriptions", descriptions) == 2
@@ -245,6 +247,10 @@ def test_prompts(root, tmp_path, capsys):
         ),
         (["--compare", "ROOT/esc10/metadata.csv", "ROOT/esc10/metadata.csv"], "metadata.csv holds no results"),
         (["--compare", "a.json", "b.json", "--output", "c.json"], "with --format; leave out --output."),
+        (
+            ["--compare", "a.json", "b.json", "--layers", "3", "--seed", "9"],
+            "with --format; leave out --layers, --seed",
+        ),
         (["--task", "esc10", "--output", "ROOT"], "--output: ROOT is a folder; name a file"),
         (
             ["--task", "esc10", "--plots", "ROOT/esc10/metadata.csv"],

@@ -3,7 +3,13 @@ import math
 import pytest
 from transformers import AutoConfig, BertConfig
 
-from hf_clap import HfClapCnn14Config, HfClapConfig, HfClapHtsatConfig, HfClapPatchCnnConfig
+from hf_clap import (
+    HfClapCaptioningConfig,
+    HfClapCnn14Config,
+    HfClapConfig,
+    HfClapHtsatConfig,
+    HfClapPatchCnnConfig,
+)
 
 
 def test_defaults_are_clap_2022():
@@ -44,6 +50,7 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
         ({"audio_config": {"model_type": "wavenet"}}, "no tower of model_type 'wavenet'"),
         ({"audio_config": BertConfig()}, "no tower of model_type 'bert'"),
         ({"concept_labels": ["a"], "projection_dim": 2}, "set projection_dim=1"),
+        ({"projection_dim": -5}, "projection_dim=-5 is not possible; it must be more than 0"),
         ({"multi_label_threshold": 2.0}, "multi_label_threshold=2.0 is no score; it is from 0 to 1"),
     ],
 )
@@ -71,6 +78,8 @@ def test_unknown_choice_is_refused(name):
         (HfClapHtsatConfig, {"patch_embed_dim": 0}, "patch_embed_dim=0 is not possible"),
         (HfClapPatchCnnConfig, {"patch_hop_frames": 0}, "patch_hop_frames=0 is not possible"),
         (HfClapCnn14Config, {"convs_per_block": 0}, "convs_per_block=0 is not possible"),
+        (HfClapCaptioningConfig, {"mapper_heads": 0}, "mapper_heads=0 is not possible"),
+        (HfClapCaptioningConfig, {"prefix_length": 0}, "prefix_length=0 is not possible"),
         (HfClapCnn14Config, {"num_mel_bins": 7}, "7 mel bins cannot be pooled by 32"),
     ],
 )

@@ -39,7 +39,6 @@ from golden import (
     state_dict_of,
 )
 from hf_clap import HfClapForAudioCaptioning, HfClapModel, HfClapProcessor, convert_back, convert_checkpoint
-from hf_clap.checkpoint_config import mel_bank, stft_kernels
 from hf_clap.checkpoint_names import LAYOUTS, fuse_qkv, split_qkv
 from hf_clap.cli import main
 from loopback_hub import loopback_hub
@@ -104,8 +103,8 @@ def test_small_models_are_msclaps(small):
 def log_mel_by_convolution(extractor, waveform):
     """The log-mel as torchlibrosa computes it, rounding and all."""
     padded = F.pad(torch.from_numpy(waveform)[None, None], (512, 512), mode="reflect")
-    real, imaginary = (F.conv1d(padded, kernel, stride=320)[0] for kernel in stft_kernels(extractor))
-    energy = (real.square() + imaginary.square()).T @ mel_bank(extractor)
+    real, imaginary = (F.conv1d(padded, kernel, stride=320)[0] for kernel in extractor.transform.stft_kernels())
+    energy = (real.square() + imaginary.square()).T @ extractor.transform.mel_bank()
     return 10 * torch.log10(energy.clamp(min=1e-10))
 
 
@@ -670,7 +669,7 @@ def renamed(old, new):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (renamed("linear1", "linear3"), "no matrix audio_encoder.projection.linear1.weight"),
+        (renamed("linear1", "linear3"), "The checkpoint has no audio_encoder.projection.linear1.weight; check"),
         (renamed("layer_norm.bias", "layer_norm.bais"), "2 weights are missing .* and 2 weights are unknown"),
         (without("logit_scale"), r"1 weights are missing \(logit_scale\)"),
         (without("{audio}bn0.running_var"), r"1 weights are missing \(audio_encoder.*bn0.running_var\)"),
@@ -965,6 +964,21 @@ def test_a_tokenizer_may_come_from_transformers_clap(tmp_path):
 def test_settings_of_transformers_without_counterpart_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"{message} has no counterpart in hf_clap"):
         hf_clap.checkpoint_config.from_clap_config(ClapConfig(**settings))
+
+
+def test_a_stride_of_transformers_may_be_one_number():
+    config = hf_clap.checkpoint_config.from_clap_config(ClapConfig(audio_config={"patch_stride": 4}))
+    assert config.audio_config.patch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"), [({"feature_size": 128}, "1001 frames of 128"), ({"hop_length": 300}, "1601 frames of 64")]
+)
+def test_a_front_end_that_the_tower_cannot_take_is_refused(settings, given):
+    extractor = hf_clap.checkpoint_config.from_clap_extractor(ClapFeatureExtractor(**settings), fusion=True)
+    tower = hf_clap.checkpoint_config.from_clap_config(ClapConfig()).audio_config
+    with pytest.raises(ValueError, match=f"gives {given} mel bins, and the audio tower takes at most 1024 of 64; cor"):
+        hf_clap.conversion._check_front_end(extractor, tower)
 
 
 def test_front_ends_of_transformers_without_counterpart_are_refused():

@@ -108,7 +108,7 @@ def test_a_perfect_model_has_one_and_a_shuffled_one_chance(task, few_draws):
         values.append(result.value)
     tested = 3 * result.n
     if task.metric == "accuracy":
-        assert result.chance == task.chance
+        assert result.chance == 1 / len(task.classes)
         deviation = np.sqrt(result.chance * (1 - result.chance) / tested)
         assert abs(np.mean(values) - result.chance) < 4 * deviation
     elif task.metric == "text_to_audio_r@1":
@@ -215,11 +215,26 @@ def test_folds_of_the_data_need_both_parts(fold, sentence):
         evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder, "probe")
 
 
+def test_one_fold_to_test_on_may_have_another_to_validate_on_beside_it():
+    task = dataclasses.replace(TASKS["esc10"], folds=())
+    names = "train", "valid", "test", "train"
+    clips = [
+        Clip(str(number), partial(audio_of, number), (number % 10,), fold=names[number % 4]) for number in range(16)
+    ]
+    embedded = embed_task(task, TaskData(tuple(clips), "folder"), FakeEmbedder(np.eye(16, 10, dtype=np.float32), {}))
+    folds, _ = evaluation._folds(embedded, seed=0)
+    assert [(name, test.tolist()) for name, (_, test) in folds.items()] == [("test", [2, 6, 10, 14])]
+
+
 def test_zero_shot_is_tested_on_the_fold_test(few_draws):
     task = TASKS["speech_commands_v2"]
     data, vectors, of_text = made_up(task, 4)
     embedder = FakeEmbedder(vectors, of_text)
     assert evaluate(embed_task(task, data, embedder), embedder).n == 24
+    first, *others = data.clips
+    some = TaskData((dataclasses.replace(first, fold=None), *others), "folder")
+    with pytest.raises(ValueError, match="needs a fold for each clip or for none; complete the column fold"):
+        evaluate(embed_task(task, some, embedder), embedder)
     only_train = TaskData(tuple(clip for clip in data.clips if clip.fold == "train"), "folder")
     with pytest.raises(ValueError, match="The fold test of Speech Commands V2 has no clips that can be read"):
         evaluate(embed_task(task, only_train, embedder), embedder)

@@ -365,6 +365,15 @@ def test_backends_that_are_not_possible(runtime, model, options, message):
         hf_clap.pipeline(model, **options)
 
 
+def test_an_exported_model_is_for_tagging_alone(tiny_folder):
+    embedder = hf_clap.pipeline(tiny_folder, backend="onnx").embedder
+    for digest in ("fingerprint", "space_sha256", "weights_sha256"):
+        with pytest.raises(
+            TypeError, match="An exported model is for tagging; embed, search and evaluate with what it"
+        ):
+            getattr(embedder, digest)
+
+
 def test_waveforms_that_cannot_be_used(tiny_onnx):
     with pytest.raises(hf_clap.AudioError, match="160001 samples is longer than the 160000"):
         tiny_onnx.encode_audio([torch.zeros(160001)])

@@ -159,7 +159,7 @@ def test_an_iterator_is_read_no_further_than_needed(tiny_tagger):
 
     results = tiny_tagger(endless(), LABELS)
     next(results)
-    assert len(taken) <= tiny_tagger.batch_size * (2 * torch.get_num_threads() + 1)
+    assert len(taken) <= tiny_tagger.embedder.batch_size * (2 * torch.get_num_threads() + 1)
     results.close()
 
 
@@ -643,3 +643,16 @@ def test_model_objects_and_dtypes(tiny_tagger):
     assert half.model.dtype == torch.bfloat16
     expected = tiny_tagger(noise(), LABELS, sampling_rate=RATE)
     assert_same_scores(half(noise(), LABELS, sampling_rate=RATE), expected, 0.05)
+
+
+def test_a_pipeline_has_one_model_and_one_batch_size(tiny_tagger):
+    assert tiny_tagger.model is tiny_tagger.embedder.model
+    assert tiny_tagger.processor is tiny_tagger.embedder.processor
+    with pytest.raises(AttributeError):
+        tiny_tagger.model = None
+
+
+def test_a_folder_of_adapters_alone_is_one_sentence(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds adapters; load it by .* after merging them"):
+        hf_clap.pipeline(str(tmp_path))

@@ -282,16 +282,17 @@ def in_one_process(library, tiny_tagger, tmp_path_factory):
 
 def test_accelerate_with_two_processes_writes_the_same_file(library, in_one_process, tmp_path):
     output = tmp_path / "sounds.parquet"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    configuration = ROOT / "examples" / "launch" / "cpu_2_processes.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", configuration]
     script = [ROOT / "examples" / "embed_accelerate.py", library, "-o", output, "--window", "1"]
-    command = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no", *script]
+    command = [sys.executable, *launch, *script]
     with IndexWriter(output, replace(read_info(in_one_process), recordings=0, windows=0, rows_sha256="")) as writer:
         writer.add(list(iter_index(in_one_process))[:40])
     finished = subprocess.run(
         list(map(str, command)),
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(29500 + os.getpid() % 1000)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert finished.returncode == 0, finished.stderr
     assert f"71 recordings, {read_info(output).windows} windows, 40 kept" in finished.stdout

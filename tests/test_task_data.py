@@ -1,6 +1,7 @@
 """The clips of a task, from folders and from Parquet files as the Hub keeps them."""
 
 import csv
+import os
 import re
 from dataclasses import replace
 
@@ -98,10 +99,19 @@ def test_folds(tmp_path):
     assert [clip.fold for clip in load_task(free, [folder]).clips] == ["left"]
 
 
-def test_folds_with_spaces_around_them(tmp_path):
-    rows = [["1.wav", "rain", " test "], ["2.wav", "rain", " "]]
+def test_folds_with_spaces_around_them_and_in_upper_case(tmp_path):
+    rows = [["1.wav", "rain", " test "], ["2.wav", "rain", " "], ["3.wav", "rain", "Train"]]
     folder = write_folder(tmp_path, "file_name label fold", *rows)
-    assert [clip.fold for clip in load_task(SOUNDS, [folder]).clips] == ["test", None]
+    assert [clip.fold for clip in load_task(SOUNDS, [folder]).clips] == ["test", None, "train"]
+
+
+def test_what_is_no_folder_and_no_file_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "set", "file_name label", ["1.wav", "rain"], ["endless", "rain"])
+    os.mkfifo(folder / "endless")
+    with pytest.raises(ValueError, match=r"metadata\.csv: row 3 names a pipe or a device"):
+        load_task(SOUNDS, [folder])
+    with pytest.raises(NotADirectoryError, match=r"metadata\.csv is no folder; name the one that it is in"):
+        load_task(SOUNDS, [folder / "metadata.csv"])
 
 
 def test_several_folders_are_read_as_one(tmp_path):

@@ -131,6 +131,14 @@ def without(field):
         changed(items=["1.wav"]),
         changed(setting="retrieval"),  # then items are queries
         changed(failed=[{"file": "2.wav"}]),
+        changed(setting="bar"),
+        changed(metric="foo"),
+        changed(value=float("nan")),
+        changed(prompt={}),
+        changed(training="x"),
+        changed(versions=None),
+        changed(per_class=["dog"]),
+        changed(weights=5),
         b"[" * 100_000,
     ],
 )

@@ -138,13 +138,12 @@ def test_classes_and_their_aliases(task):
 
 
 @every_task
-def test_templates_settings_and_chance(task):
+def test_templates_and_settings(task):
     assert check_templates(task.templates) == list(task.templates)
     assert task.metric in ("accuracy", "mAP", "macro F1", "text_to_audio_r@1")
     assert (task.metric == "text_to_audio_r@1") == (not task.classes)
     assert (task.metric in ("mAP", "macro F1")) == task.multi_label
     assert task.settings == (SETTINGS[:3] if task.classes else SETTINGS[3:])
-    assert task.chance == (1 / len(task.classes) if task.metric == "accuracy" else None)
 
 
 @every_task
@@ -217,7 +216,3 @@ def test_a_row_that_cannot_be(fields, sentence):
     row = {"name": "set", "title": "A set", "domain": "tests", "metric": "accuracy", "classes": ("a", "b")}
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         Task(**row | fields)
-
-
-def test_chance_of_recall():
-    assert Task("set", "A set", "tests", "recall", classes=("a", "b", "c", "d")).chance == 0.25

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_clap
@@ -254,26 +256,66 @@ def test_a_full_disk_leaves_the_checkpoint_before(processor, pair_shards, tmp_pa
     assert losses(resumed) == losses(whole)
 
 
+KEEP_BEST = {
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "load_best_model_at_end": True,
+    "save_total_limit": 1,
+}
+
+
 def test_best_checkpoint_is_found_under_its_final_name(processor, pairs, tmp_path):
-    trainer = trainer_of(
-        small_model(processor),
-        processor,
-        tmp_path,
-        pairs,
-        pairs,
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
-        load_best_model_at_end=True,
-        save_total_limit=1,
-    )
+    trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, pairs, **KEEP_BEST)
     trainer.train()
     best = trainer.state.best_model_checkpoint
     assert best == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
     assert json.loads((last_checkpoint(tmp_path) / "trainer_state.json").read_text())["best_model_checkpoint"] in {
         str(path) for path in tmp_path.iterdir()
     }
+
+
+def card_results(folder):
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    return {(result.dataset_name, result.metric_type): result.metric_value for result in results}
+
+
+def test_the_card_has_the_numbers_of_its_weights(processor, pairs, tmp_path):
+    options = KEEP_BEST | {"learning_rate": 0.3, "max_steps": 6}
+    trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, pairs, **options)
+    trainer.train()
+    assert trainer.state.best_global_step < 6
+    trainer.create_model_card()
+    before = card_results(tmp_path)
+    metrics = trainer.evaluate()
+    assert before == {
+        ("evaluation set", name.removeprefix("eval_")): value for name, value in metrics.items() if "r@" in name
+    }
+    trainer.create_model_card()
+    assert card_results(tmp_path) == before
+
+
+def test_the_card_names_each_evaluation_set(processor, pairs, tmp_path):
+    sets = {"even": pairs[::2], "odd": pairs[1::2]}
+    trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, sets, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.create_model_card()
+    results = card_results(tmp_path)
+    assert {name for name, _ in results} == {"even", "odd"}
+    for (name, metric), value in results.items():
+        assert metrics[f"eval_{name}_{metric}"] == value
+
+
+def test_evaluation_in_bfloat16_is_the_same_before_and_after_training(processor, pairs, tmp_path):
+    options = {"bf16": True, "learning_rate": 0.0, "freeze_batch_norm": True, "max_steps": 1}
+    trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, pairs, **options)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == before
+    exact = trainer_of(small_model(processor), processor, tmp_path, eval_dataset=pairs).evaluate()["eval_loss"]
+    assert 1e-6 < abs(before - exact) < 0.05
 
 
 def test_bad_settings_are_refused(processor, pairs, tmp_path):
@@ -308,6 +350,8 @@ def test_bad_settings_are_refused(processor, pairs, tmp_path):
     ("options", "sentence"),
     [
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+        ({"auto_find_batch_size": True}, "would leave negatives out; set micro_batch_size where memory is short"),
+        ({"train_sampling_strategy": "group_by_length"}, "group_by_length is for texts, and pairs are none; leave it"),
         ({"fp16": True, "use_cpu": True}, "choose bf16=True, or neither"),
         ({"freeze_audio": True, "audio_learning_rate": 1e-3}, "freeze_audio=True leaves nothing to"),
         ({"per_device_train_batch_size": 1}, "nothing to contrast it with; raise per_device_train_batch_size"),
@@ -348,6 +392,10 @@ def test_data_sets_of_the_wrong_kind_are_refused(processor, pairs, tmp_path):
     trainer_of(model, processor, tmp_path, Iterated())  # which one process may read
     with pytest.raises(TypeError, match="train_dataset is a set; pass a stream of load_pairs, or pairs with a length"):
         trainer_of(model, processor, tmp_path, set(range(3)))
+    rows = datasets.Dataset.from_dict({"audio": ["a.wav"] * 3, "text": ["a"] * 3})
+    for data in (rows, datasets.DatasetDict({"train": rows})):
+        with pytest.raises(TypeError, match=rf"is a {type(data).__name__} of rows; pass load_pairs\(dataset, proc"):
+            trainer_of(model, processor, tmp_path, data)
     for evaluation in (Iterated(), set(range(3))):
         with pytest.raises(ValueError, match="needs eval_dataset: a stream of load_pairs, or pairs with a length"):
             trainer_of(model, processor, tmp_path).evaluate(evaluation)
@@ -377,8 +425,8 @@ def test_streams_of_the_wrong_kind_are_refused(processor, pair_shards, tmp_path)
         trainer_of(small_model(processor), processor, tmp_path, once)
     with pytest.raises(ValueError, match="load it with training=False"):
         trainer_of(small_model(processor), processor, tmp_path, endless).evaluate(endless)
-    with pytest.raises(ValueError, match="train_sampling_strategy=group_by_length is for lists; leave it out"):
-        trainer_of(small_model(processor), processor, tmp_path, endless, train_sampling_strategy="group_by_length")
+    with pytest.raises(ValueError, match="train_sampling_strategy=sequential is for lists; leave it out"):
+        trainer_of(small_model(processor), processor, tmp_path, endless, train_sampling_strategy="sequential")
 
 
 def test_evaluation_leaves_the_training_as_it_was(processor, pairs, tmp_path):
@@ -402,8 +450,12 @@ def test_what_cannot_be_gone_on_from_is_refused(processor, pairs, pair_shards, t
     stream = hf_clap.load_pairs(pair_shards, processor.feature_extractor)
     streamed = trainer_of(small_model(processor), processor, tmp_path / "weights", stream, **options)
     streamed.train()
-    with pytest.raises(FileNotFoundError, match="has weights only and cannot be gone on from"):
+    with pytest.raises(FileNotFoundError, match="lacks optimizer, scheduler, rng_state and cannot be gone on from"):
         streamed.train(resume_from_checkpoint=str(tmp_path / "weights" / "checkpoint-2"))
+    (tmp_path / "checkpoint-4" / "scheduler.pt").unlink()
+    longer = trainer_of(small_model(processor), processor, tmp_path, pairs, max_steps=6)
+    with pytest.raises(FileNotFoundError, match="checkpoint-4 lacks scheduler and cannot be gone on from; write"):
+        longer.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
@@ -438,9 +490,12 @@ held_out = hf_clap.load_pairs(sys.argv[2], processor.feature_extractor, training
 trainer = trainer_of(small_model(processor), processor, sys.argv[3], stream, held_out, per_device_eval_batch_size=5)
 trainer.train()
 metrics = trainer.evaluate()
+few = list(held_out)[:13]
+losses_of = [trainer.evaluate(few)["eval_loss"]]
+losses_of += [trainer.predict(data).metrics["test_loss"] for data in (few, held_out)]
 if trainer.is_world_process_zero():
     trainer.save_model()
-    print(json.dumps([trainer.args.world_size, losses(trainer), metrics]))
+    print(json.dumps([trainer.args.world_size, losses(trainer), metrics, losses_of]))
 """
 
 
@@ -457,8 +512,9 @@ def test_two_processes(processor, pair_shards, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert finished.returncode == 0, finished.stderr
-    world_size, of_run, metrics = json.loads(finished.stdout.splitlines()[-1])
+    world_size, of_run, metrics, (of_few, predicted_few, predicted) = json.loads(finished.stdout.splitlines()[-1])
     assert world_size == 2
+    assert (predicted_few, predicted) == (of_few, metrics["eval_loss"])
     model = hf_clap.HfClapModel.from_pretrained(tmp_path / "run")
     held_out = hf_clap.load_pairs(pair_shards, processor.feature_extractor, training=False)
     alone = trainer_of(model, processor, tmp_path / "alone", eval_dataset=held_out).evaluate()

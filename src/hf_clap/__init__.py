@@ -93,7 +93,6 @@ __all__ = [
     "PairError",
     "PairLoader",
     "PairStream",
-    "SoundIndex",
     "as_waveform",
     "contrastive_loss",
     "contrastive_step",

@@ -138,12 +138,12 @@ def audio_sha256(source: Any) -> str:
     if not isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
         raise AudioError("There is no audio in this row; fill it in, or remove the row.")
     try:
-        samples = np.ascontiguousarray(source)
+        samples = np.ascontiguousarray(source.detach().cpu() if isinstance(source, torch.Tensor) else source)
         if samples.dtype == object:
             raise ValueError("it holds something else than numbers")
         digest = hashlib.sha256(f"{samples.dtype} {samples.shape} {rate} ".encode())
         digest.update(samples.data)
-    except ValueError as error:  # rows of different lengths, or things that are no numbers
+    except (ValueError, TypeError) as error:  # rows of different lengths, or things that are no numbers
         raise AudioError(f"The array in this row is no waveform ({error}); write it again.") from error
     return digest.hexdigest()
 
@@ -199,7 +199,7 @@ def _open(source: Any, rate: Any, stack: ExitStack) -> Opened:
         own_rate, blocks = read_decoder("The audio decoder", source)
         return "The audio decoder", _agreed_rate("The audio decoder", own_rate, rate), blocks
     if isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
-        return _open_array("The array", source, _agreed_rate("The array", None, rate))
+        return _open_array(source, rate)
     if isinstance(source, (str, os.PathLike)):
         return _open_path(os.fsdecode(source), rate, stack)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -219,7 +219,7 @@ def _open_mapping(source: Mapping, rate: Any, stack: ExitStack) -> Opened:
         rate = _agreed_rate("The audio dictionary", given["sampling_rate"], rate)
     for key in ("array", "raw"):
         if key in given:
-            return _open_array("The array", given[key], _agreed_rate("The array", None, rate))
+            return _open_array(given[key], rate)
     for key, kinds in (("bytes", (bytes, bytearray, memoryview)), ("path", (str, os.PathLike))):
         if key in given and not isinstance(given[key], kinds):
             raise AudioError(f'The audio dictionary has a {type(given[key]).__name__} as "{key}"; give it audio.')
@@ -233,9 +233,10 @@ def _open_mapping(source: Mapping, rate: Any, stack: ExitStack) -> Opened:
     )
 
 
-def _open_array(name: str, array: Any, rate: int) -> Opened:
+def _open_array(array: Any, rate: Any) -> Opened:
+    rate = _agreed_rate("The array", None, rate)
     waveform = as_waveform(array).detach().cpu()  # (samples,)
-    return name, rate, (block.numpy()[:, None] for block in waveform.split(round(BLOCK_S * rate)))
+    return "The array", rate, (block.numpy()[:, None] for block in waveform.split(round(BLOCK_S * rate)))
 
 
 def _open_file(name: str, file: Any, rate: Any, stack: ExitStack, path: str | None = None) -> Opened:

@@ -49,10 +49,10 @@ def cnn14_config(state: StateDict, prefix: str) -> HfClapCnn14Config:
     if blocks not in POOL_SIZES:
         raise ValueError(f"A CNN of {blocks} blocks is none that msclap knows, and no weight shows how they pool.")
     return HfClapCnn14Config(
-        num_mel_bins=_size(state, f"{prefix}bn0.weight", 0),
-        channels=tuple(_size(state, f"{prefix}conv_block{block}.conv2.weight", 0) for block in range(1, blocks + 1)),
+        num_mel_bins=size(state, f"{prefix}bn0.weight", 0),
+        channels=tuple(size(state, f"{prefix}conv_block{block}.conv2.weight", 0) for block in range(1, blocks + 1)),
         pool_sizes=POOL_SIZES[blocks],
-        hidden_size=_size(state, f"{prefix}fc1.weight", 0),
+        hidden_size=size(state, f"{prefix}fc1.weight", 0),
     )
 
 
@@ -60,14 +60,14 @@ def htsat_config(state: StateDict, prefix: str) -> HfClapHtsatConfig:
     """Configuration of the HTS-AT whose weights begin with `prefix`, under msclap's and LAION's names."""
     stages = _count(state, rf"{re.escape(prefix)}layers\.(\d+)\.blocks\.0\.norm1\.weight")
     tables = [f"{prefix}layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(stages)]
-    dim, mels = _size(state, f"{prefix}patch_embed.proj.weight", 0), _size(state, f"{prefix}bn0.weight", 0)
-    patch_size = _size(state, f"{prefix}patch_embed.proj.weight", 2)
-    window_size = (math.isqrt(_size(state, tables[0], 0)) + 1) // 2
+    dim, mels = size(state, f"{prefix}patch_embed.proj.weight", 0), size(state, f"{prefix}bn0.weight", 0)
+    patch_size = size(state, f"{prefix}patch_embed.proj.weight", 2)
+    window_size = (math.isqrt(size(state, tables[0], 0)) + 1) // 2
     image_size = 4 * mels  # as in all published ones
     if (mask := f"{prefix}layers.0.blocks.1.attn_mask") in state:
-        image_size = math.isqrt(_size(state, mask, 0)) * window_size * patch_size
+        image_size = math.isqrt(size(state, mask, 0)) * window_size * patch_size
     fusion = f"{prefix}patch_embed.mel_conv2d.weight" in state
-    inner = _size(state, f"{prefix}patch_embed.fusion_model.local_att.0.weight", 0) if fusion else dim // 4
+    inner = size(state, f"{prefix}patch_embed.fusion_model.local_att.0.weight", 0) if fusion else dim // 4
     return HfClapHtsatConfig(
         num_mel_bins=mels,
         image_size=image_size,
@@ -77,9 +77,9 @@ def htsat_config(state: StateDict, prefix: str) -> HfClapHtsatConfig:
             _count(state, rf"{re.escape(prefix)}layers\.{stage}\.blocks\.(\d+)\.norm1\.weight")
             for stage in range(stages)
         ),
-        num_attention_heads=tuple(_size(state, table, 1) for table in tables),
+        num_attention_heads=tuple(size(state, table, 1) for table in tables),
         window_size=window_size,
-        mlp_ratio=_size(state, f"{prefix}layers.0.blocks.0.mlp.fc1.weight", 0) / dim,
+        mlp_ratio=size(state, f"{prefix}layers.0.blocks.0.mlp.fc1.weight", 0) / dim,
         fusion=fusion,
         fusion_reduction=dim // inner,
     )
@@ -103,7 +103,7 @@ def _hidden_settings(known: PreTrainedConfig | None, model_type: str) -> dict[st
 
 
 def _encoder_sizes(state: StateDict, prefix: str, known: PreTrainedConfig | None) -> dict[str, Any]:
-    vocab_size, hidden_size = (_size(state, f"{prefix}embeddings.word_embeddings.weight", axis) for axis in (0, 1))
+    vocab_size, hidden_size = (size(state, f"{prefix}embeddings.word_embeddings.weight", axis) for axis in (0, 1))
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -111,22 +111,22 @@ def _encoder_sizes(state: StateDict, prefix: str, known: PreTrainedConfig | None
             state, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.attention\.self\.query\.weight"
         ),
         "num_attention_heads": _heads(hidden_size, known),
-        "intermediate_size": _size(state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 0),
-        "max_position_embeddings": _size(state, f"{prefix}embeddings.position_embeddings.weight", 0),
-        "type_vocab_size": _size(state, f"{prefix}embeddings.token_type_embeddings.weight", 0),
+        "intermediate_size": size(state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 0),
+        "max_position_embeddings": size(state, f"{prefix}embeddings.position_embeddings.weight", 0),
+        "type_vocab_size": size(state, f"{prefix}embeddings.token_type_embeddings.weight", 0),
     }
 
 
 def gpt2_config(state: StateDict, prefix: str, known: PreTrainedConfig | None, end_of_text: int) -> GPT2Config:
     """Configuration of a GPT-2, with what no tensor shows from `known`, one that came with its tokenizer."""
-    vocab_size, hidden_size = (_size(state, f"{prefix}wte.weight", axis) for axis in (0, 1))
+    vocab_size, hidden_size = (size(state, f"{prefix}wte.weight", axis) for axis in (0, 1))
     sizes = {
         "vocab_size": vocab_size,
         "n_embd": hidden_size,
         "n_layer": _count(state, rf"{re.escape(prefix)}h\.(\d+)\.ln_1\.weight"),
         "n_head": _heads(hidden_size, known),
-        "n_inner": _size(state, f"{prefix}h.0.mlp.c_fc.weight", 1),
-        "n_positions": _size(state, f"{prefix}wpe.weight", 0),
+        "n_inner": size(state, f"{prefix}h.0.mlp.c_fc.weight", 1),
+        "n_positions": size(state, f"{prefix}wpe.weight", 0),
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
     }
@@ -206,7 +206,9 @@ def from_clap_config(theirs: ClapConfig) -> HfClapConfig:
     }
     for name, value in fixed.items():
         _check_setting(f"audio_config.{name}", getattr(audio, name), value)
-    _check_setting("audio_config.patch_stride", list(audio.patch_stride), [patch_size] * 2)
+    stride = audio.patch_stride
+    stride = [stride, stride] if isinstance(stride, int) else list(stride)
+    _check_setting("audio_config.patch_stride", stride, [patch_size] * 2)
     _check_setting("projection_hidden_act", theirs.projection_hidden_act, "relu")
     if audio.enable_fusion and audio.fusion_type is not None:
         _check_setting("audio_config.fusion_type", audio.fusion_type, "aff_2d")
@@ -293,7 +295,7 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
     tolerance = max([FRONT_END_TOLERANCE, *(torch.finfo(dtype).eps for dtype in floats)])
     bank, kernels = bank.float(), [kernel.float() for kernel in kernels]
     extractor = HfClapFeatureExtractor(feature_size=bank.shape[1], n_fft=kernels[0].shape[-1], **settings)
-    for kernel, expected in zip(kernels, stft_kernels(extractor), strict=True):
+    for kernel, expected in zip(kernels, extractor.transform.stft_kernels(), strict=True):
         if kernel.shape != expected.shape or not torch.allclose(kernel, expected, atol=tolerance):
             raise ValueError(
                 "The checkpoint's Fourier transform is not that of a periodic Hann window; hf_clap has no other."
@@ -303,7 +305,7 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
             other = None if rate == extractor.sampling_rate else rate
             fields = {"mel_sampling_rate": other, "f_min": f_min, "f_max": f_max, "mel_scale": scale, "mel_norm": norm}
             candidate = HfClapFeatureExtractor(**(extractor.to_dict() | fields))
-            expected = mel_bank(candidate)
+            expected = candidate.transform.mel_bank()
             if bank.shape == expected.shape and (bank - expected).abs().max() <= tolerance * expected.max():
                 return candidate
     raise ValueError(
@@ -311,20 +313,6 @@ def front_end(state: StateDict, prefix: str, settings: dict[str, Any]) -> HfClap
         f"{', '.join(map(str, BANK_F_MIN))} to {', '.join(map(str, BANK_F_MAX))} Hz, at "
         f"{', '.join(map(str, BANK_RATES))} Hz); the embeddings would be wrong."
     )
-
-
-def mel_bank(extractor: HfClapFeatureExtractor) -> torch.Tensor:
-    """The extractor's mel filter bank `(n_fft // 2 + 1, mels)`, as torchlibrosa's `melW`."""
-    return extractor.transform.constants(torch.device("cpu"), torch.float32).mel
-
-
-def stft_kernels(extractor: HfClapFeatureExtractor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The extractor's windowed Fourier transform as two convolutions `(bins, 1, win_length)`, as torchlibrosa's."""
-    bins, samples = torch.arange(extractor.n_fft // 2 + 1), torch.arange(extractor.win_length)
-    angle = 2 * math.pi * (bins[:, None] * samples % extractor.n_fft).double() / extractor.n_fft
-    window = extractor.transform.constants(torch.device("cpu"), torch.float64).window
-    real, imaginary = (window * angle.cos()).float(), (-window * angle.sin()).float()
-    return real[:, None], imaginary[:, None]
 
 
 def _tensor(state: StateDict, name: str, axes: int) -> torch.Tensor:
@@ -337,7 +325,8 @@ def _tensor(state: StateDict, name: str, axes: int) -> torch.Tensor:
     return state[name]
 
 
-def _size(state: StateDict, name: str, axis: int) -> int:
+def size(state: StateDict, name: str, axis: int) -> int:
+    """Of a weight along an axis; a ValueError where there is no such weight."""
     return _tensor(state, name, axis + 1).shape[axis]
 
 

@@ -1,21 +1,15 @@
-"""Files of checkpoints: where the peers publish theirs, how they are found and read, and how ours are written."""
+"""Files of checkpoints: where the peers publish theirs, and how they are found and read."""
 
 import json
-import os
 import pickle
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .checkpoint_names import StateDict
@@ -219,31 +213,3 @@ def _shards(file: Path) -> list[Path]:
         return []
     names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
     return [file.with_name(name) for name in sorted(names)]
-
-
-@contextmanager
-def new_output(output: str | PathLike[str], is_file: bool) -> Iterator[Path]:
-    """A path to write to, which becomes `output` if all goes well and leaves nothing if not."""
-    place = Path(os.path.realpath(output))
-    is_empty_folder = place.is_dir() and not any(place.iterdir())
-    if place == Path.cwd() or (place.exists() and (is_file or not is_empty_folder)):
-        raise FileExistsError(f"{output} exists already; remove it, or choose another name.")
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"The folder of {output} does not exist; make it, or choose another.")
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
-        path = Path(temporary) / place.name
-        yield path
-        with writing(output):
-            path.replace(place)
-
-
-@contextmanager
-def writing(output: str | PathLike[str]) -> Iterator[None]:
-    """One error for the many that a full disk has."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(
-            f"{output} cannot be written ({reason}); see that there is room, and that it is free."
-        ) from error

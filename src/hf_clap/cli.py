@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from .audio import iter_audio
 from .checkpoint_file import KINDS
 from .cli_eval import add_card, add_eval
 from .cli_export import add_export
-from .cli_options import Parser, add_batch_size, add_model, at_least_one, file_to_write, seconds
+from .cli_options import Parser, add_batch_size, add_model, at_least_one, file_to_write, seconds, tidy_when_terminated
 from .cli_search import add_demo, add_embed, add_search
 from .conversion import convert_checkpoint
 from .conversion_back import BACK, convert_back
@@ -115,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that tidies up
+    tidy_when_terminated()
     if options.output_kind:
         if options.tokenizer:
             raise ValueError("--tokenizer is for --from; leave it out.")

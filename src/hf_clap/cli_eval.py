@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -22,19 +23,10 @@ from .task_data import TaskData, find_folders, load_task
 from .task_result import TaskResult, read_results, results_as_json, write_results
 from .tasks import SETTINGS, TASKS, Task, find_task
 
-# options that a comparison has no use for
-OF_A_RUN = (
-    "data_dir",
-    "data_root",
-    "setting",
-    "template",
-    "descriptions",
-    "prompt_sweep",
-    "output",
-    "plots",
-    "device",
-    "dtype",
-)
+# options that a comparison has a use for
+HEADER = f"{'task':18} {'setting':10} {'metric':17} {'value':>6}  {'95 %':15} {'chance':>6} {'n':>5}  prompt"
+
+OF_A_COMPARISON = ("compare", "format", "run", "task")
 
 
 def add_eval(commands: Any) -> None:
@@ -45,7 +37,7 @@ def add_eval(commands: Any) -> None:
         description="Run a model on the benchmark, or compare two runs. Embeddings are kept, so that a second run, or "
         "one after a break, goes on where the first one was.",
     )
-    parser.set_defaults(run=run_eval)
+    parser.set_defaults(run=partial(run_eval, parser=parser))
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", action="append", metavar="NAME", help="a task (may be given several times), or all")
     what.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two results, with a paired test")
@@ -100,10 +92,10 @@ def run_card(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_eval(options: argparse.Namespace) -> int:
+def run_eval(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Measure or compare; returns the exit code: 1 if a clip could not be read or a task not be done."""
     if options.compare:
-        return _compare(options)
+        return _compare(options, parser)
     _check(options)
     if options.plots:
         from .plot import plot_classes  # noqa: F401, matplotlib is an extra: say so before the work, not after it
@@ -115,16 +107,17 @@ def run_eval(options: argparse.Namespace) -> int:
         raise ValueError(f"No task can be done as {' or '.join(options.setting)}; choose another --setting.")
     failed = options.task != ["all"] and len(tasks) < len(set(options.task))
     data = {task.name: load_task(task, folders) for task, folders, _ in tasks if folders}  # errors precede the work
-    tagger = pipeline(options.model, device=options.device, dtype=options.dtype)
-    embedder = Embedder(tagger.model, tagger.processor, options.batch_size)
+    embedder = pipeline(
+        options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size
+    ).embedder
     cache = ArrayCache(options.cache_dir / f"{embedder.fingerprint[:16]}.sqlite")
     results: list[TaskResult] = []
-    rows = _Table(options.format)
     for task, _, settings in tasks:
         try:
             for result in _results(task, data.get(task.name), embedder, cache, settings, options):
-                rows.show(result)
                 results.append(result)
+                if options.format == "table":  # line by line, as they come
+                    tqdm.write("\n".join([HEADER] * (len(results) == 1) + [_row(result)]))
         except (ValueError, OSError) as error:
             if not several:
                 raise
@@ -252,31 +245,18 @@ def _prompts(task: Task, options: argparse.Namespace) -> Iterator[Prompts]:
         if descriptions:
             yield from (Prompts((template,)) for template in templates)
         yield from (Prompts((template,), descriptions) for template in templates)
-        yield Prompts(templates, descriptions)
+        if len(templates) > 1:
+            yield Prompts(templates, descriptions)
     else:
         yield Prompts(tuple(options.template or task.templates), descriptions)
 
 
-class _Table:
-    """Results line by line, as they come."""
-
-    def __init__(self, output_format: str):
-        self.silent = output_format != "table"
-        self.empty = True
-
-    def show(self, result: TaskResult) -> None:
-        if self.silent:
-            return
-        if self.empty:
-            tqdm.write(
-                f"{'task':18} {'setting':10} {'metric':17} {'value':>6}  {'95 %':15} {'chance':>6} {'n':>5}  prompt"
-            )
-            self.empty = False
-        low, high = result.ci95
-        tqdm.write(
-            f"{result.task:<18} {result.setting:<10} {result.metric:<17} {result.value:6.4f}  {low:.4f} - {high:.4f} "
-            f"{result.chance:6.3f} {result.n:5}  {prompt_in_words(result)}".rstrip()
-        )
+def _row(result: TaskResult) -> str:
+    low, high = result.ci95
+    return (
+        f"{result.task:<18} {result.setting:<10} {result.metric:<17} {result.value:6.4f}  {low:.4f} - {high:.4f} "
+        f"{result.chance:6.3f} {result.n:5}  {prompt_in_words(result)}".rstrip()
+    )
 
 
 def _plot(folder: Path, number: str, result: TaskResult) -> None:
@@ -308,10 +288,11 @@ def prompt_in_words(result: TaskResult) -> str:
     return " + ".join(result.prompt["templates"]) + described
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from .comparison import ALPHA, compare
 
-    if given := [name for name in OF_A_RUN if getattr(options, name)]:
+    changed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
+    if given := [name for name in changed if name not in OF_A_COMPARISON]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"--compare reads two results and prints, with --format; leave out {names}.")
     first, second = (read_results([file]) for file in options.compare)

@@ -1,12 +1,10 @@
 """`hf-clap export`: a checkpoint for other runtimes, from the shell."""
 
 import argparse
-import signal
 import sys
-from pathlib import Path
 from typing import Any
 
-from .cli_options import add_checkpoint
+from .cli_options import add_checkpoint, tidy_when_terminated
 from .export import export_onnx
 from .pipeline import TINY, pipeline
 
@@ -28,11 +26,11 @@ def add_export(commands: Any) -> None:
 
 def run_export(options: argparse.Namespace) -> int:
     """Export; returns the exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that tidies up
+    tidy_when_terminated()
     tagger = pipeline(options.model, device="cpu", dtype="float32")
     name = "the bundled checkpoint" if options.model == TINY else options.model
     print(f"exporting {name}, which takes a moment", file=sys.stderr)
     folder = export_onnx(tagger.model, tagger.processor, options.output, options.int8)
     sizes = [f"{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.onnx*"))]
-    print(f"{Path(folder)}: {', '.join(sizes)}")
+    print(f"{folder}: {', '.join(sizes)}")
     return 0

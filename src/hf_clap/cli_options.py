@@ -3,6 +3,8 @@
 import argparse
 import math
 import os
+import signal
+import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NoReturn
@@ -79,3 +81,8 @@ def file_to_write(text: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text} cannot be written ({error.strerror}); choose another") from error
     return path
+
+
+def tidy_when_terminated() -> None:
+    """Leave by the way that tidies up when this process is told to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

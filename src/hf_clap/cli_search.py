@@ -2,12 +2,10 @@
 
 import argparse
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
-from .cli_options import add_batch_size, add_model, at_least_one, port, seconds
+from .cli_options import add_batch_size, add_model, at_least_one, port, seconds, tidy_when_terminated
 from .pipeline import pipeline
 
 
@@ -76,7 +74,7 @@ def run_embed(options: argparse.Namespace) -> int:
     from .corpus import Corpus
     from .corpus_embedding import embed_corpus  # needs an extra
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that tidies up
+    tidy_when_terminated()
     corpus = Corpus(options.source, options.split)
     embedder = _pipeline(options, options.batch_size).embedder
     done = embed_corpus(corpus, options.output, embedder, options.window, options.hop)

@@ -277,6 +277,7 @@ class HfClapConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, CONFIG_MAPPING, default="bert")
         self.audio_config = _sub_config(self.audio_config, AUDIO_CONFIGS, default="hf_clap_cnn14")
         super().__post_init__(**kwargs)
+        _check_positive(self, "projection_dim")
         if self.concept_labels is not None and len(self.concept_labels) != self.projection_dim:
             raise ValueError(
                 f"{len(self.concept_labels)} concept_labels name the {self.projection_dim} dimensions of the joint "
@@ -322,6 +323,8 @@ class HfClapCaptioningConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, CONFIG_MAPPING, default="gpt2")
         self.audio_config = _sub_config(self.audio_config, AUDIO_CONFIGS, default="hf_clap_htsat")
         super().__post_init__(**kwargs)
+        sizes = "projection_dim", "prefix_length", "audio_length", "mapper_layers", "mapper_heads", "mapper_mlp_ratio"
+        _check_positive(self, *sizes)
         if self.text_config.hidden_size % self.mapper_heads:
             raise ValueError(
                 f"{self.mapper_heads} heads do not divide the language model's width of "

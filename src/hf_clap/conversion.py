@@ -28,14 +28,16 @@ from .checkpoint_config import (
     gpt2_config,
     htsat_config,
     roberta_config,
+    size,
 )
-from .checkpoint_file import KINDS, Source, find_checkpoint, new_output, read_checkpoint, writing
+from .checkpoint_file import KINDS, Source, find_checkpoint, read_checkpoint
 from .checkpoint_names import LAYOUTS, StateDict
-from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig
+from .configuration_hf_clap import HfClapCaptioningConfig, HfClapConfig, HfClapHtsatConfig
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .modeling_captioning import HfClapForAudioCaptioning
 from .modeling_hf_clap import MAX_LOGIT_SCALE, HfClapModel
 from .processing_hf_clap import HfClapProcessor
+from .whole_file import new_output, writing
 
 MSCLAP_FRONT_END = {"sampling_rate": 44100, "hop_length": 320, "crop": "windows", "fill": "repeat"}
 END_OF_TEXT = "<|endoftext|>"
@@ -105,7 +107,7 @@ def _convert_msclap_2022(state: StateDict, source: Source, tokenizer: str) -> Co
         audio_config=cnn14_config(state, "audio_encoder.base."),
         text_config=bert_config(state, "caption_encoder.base.", _config_beside(tokenizer)),
         text_pooling="cls",
-        projection_dim=_rows(state, "audio_encoder.projection.linear1.weight"),
+        projection_dim=size(state, "audio_encoder.projection.linear1.weight", 0),
     )
     extractor = front_end(state, "audio_encoder.base.", MSCLAP_FRONT_END | {"max_length_s": 5.0})
     return _fill(HfClapModel(config), state, "msclap-2022"), _processor(extractor, words, config.text_config)
@@ -118,7 +120,7 @@ def _convert_msclap_2023(state: StateDict, source: Source, tokenizer: str) -> Co
         audio_config=htsat_config(state, "audio_encoder.base.htsat."),
         text_config=gpt2_config(state, "caption_encoder.base.", known, words.eos_token_id),
         text_pooling="last",
-        projection_dim=_rows(state, "audio_encoder.projection.linear1.weight"),
+        projection_dim=size(state, "audio_encoder.projection.linear1.weight", 0),
     )
     extractor = front_end(state, "audio_encoder.base.htsat.", MSCLAP_FRONT_END | {"max_length_s": 7.0})
     return _fill(HfClapModel(config), state, "msclap-2023"), _processor(extractor, words, config.text_config)
@@ -129,15 +131,15 @@ def _convert_clapcap(state: StateDict, source: Source, tokenizer: str) -> Conver
     # As msclap's training wrote the end, its first token (a lone space) is where generation stops (`_generate_beam`).
     ends = words("")["input_ids"]
     text_config = gpt2_config(state, "gpt.transformer.", _config_beside(tokenizer), words.eos_token_id)
-    prefix_length = _rows(state, "clap_project.prefix_const")
+    prefix_length = size(state, "clap_project.prefix_const", 0)
     config = HfClapCaptioningConfig(
         audio_config=htsat_config(state, "clap.base.htsat."),
         text_config=text_config,
-        projection_dim=_rows(state, "clap.projection.linear1.weight"),
+        projection_dim=size(state, "clap.projection.linear1.weight", 0),
         prefix_length=prefix_length,
-        audio_length=_rows(state, "clap_project.linear.weight") // text_config.hidden_size,
+        audio_length=size(state, "clap_project.linear.weight", 0) // text_config.hidden_size,
         mapper_layers=sum(name.endswith(".attn.to_queries.weight") for name in state),
-        mapper_mlp_ratio=_rows(state, "clap_project.transformer.layers.0.mlp.fc1.weight") / text_config.hidden_size,
+        mapper_mlp_ratio=size(state, "clap_project.transformer.layers.0.mlp.fc1.weight", 0) / text_config.hidden_size,
     )
     state.setdefault("gpt.lm_head.weight", state["gpt.transformer.wte.weight"])  # where no tensor is stored twice
     if not torch.equal(state["gpt.transformer.wte.weight"], state["gpt.lm_head.weight"]):
@@ -161,7 +163,7 @@ def _convert_laion(state: StateDict, source: Source, tokenizer: str) -> Converte
         text_config=roberta_config(state, "text_branch.", _config_beside(tokenizer)),
         text_pooling="pooler",
         projection="mlp",
-        projection_dim=_rows(state, "audio_projection.0.weight"),
+        projection_dim=size(state, "audio_projection.0.weight", 0),
         logit_scale_text_value=0.0,
     )
     extractor = front_end(state, "audio_branch.", LAION_FRONT_END)
@@ -177,10 +179,20 @@ def _convert_transformers(state: StateDict, source: Source, tokenizer: str) -> C
     config = from_clap_config(theirs)
     stored = ClapFeatureExtractor.from_pretrained(source.repository)
     extractor = from_clap_extractor(stored, config.audio_config.fusion)
+    _check_front_end(extractor, config.audio_config)
     words = _load_tokenizer(tokenizer, "transformers")
     longest = config.text_config.max_position_embeddings - config.text_config.pad_token_id - 1
     words.model_max_length = min(words.model_max_length, longest)
     return _fill(HfClapModel(config), state, "transformers"), _processor(extractor, words, config.text_config)
+
+
+def _check_front_end(extractor: HfClapFeatureExtractor, tower: HfClapHtsatConfig) -> None:
+    frames = extractor.transform.frames_of(extractor.max_samples)
+    if extractor.feature_size != tower.num_mel_bins or frames > tower.max_frames:
+        raise ValueError(
+            f"The feature extractor gives {frames} frames of {extractor.feature_size} mel bins, and the audio tower "
+            f"takes at most {tower.max_frames} of {tower.num_mel_bins}; correct preprocessor_config.json."
+        )
 
 
 CONVERTERS: dict[str, Callable[[StateDict, Source, str], Converted]] = {
@@ -190,12 +202,6 @@ CONVERTERS: dict[str, Callable[[StateDict, Source, str], Converted]] = {
     "laion": _convert_laion,
     "transformers": _convert_transformers,
 }
-
-
-def _rows(state: StateDict, name: str) -> int:
-    if name not in state or state[name].ndim == 0:
-        raise ValueError(f"The checkpoint has no matrix {name}; check the file and the kind of checkpoint.")
-    return len(state[name])
 
 
 def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedModel:

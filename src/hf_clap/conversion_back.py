@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, ClapModel, ClapProcessor, PreTrainedConfig
 
-from .checkpoint_config import POOL_SIZES, PUBLISHED_HEADS, mel_bank, stft_kernels, to_clap_config, to_clap_extractor
-from .checkpoint_file import new_output, writing
+from .checkpoint_config import POOL_SIZES, PUBLISHED_HEADS, to_clap_config, to_clap_extractor
 from .checkpoint_names import LAYOUTS, StateDict
 from .conversion import LOGIT_SCALES, MSCLAP_FRONT_END
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
@@ -18,6 +17,7 @@ from .loading import check_checkpoint, load_model, load_processor
 from .modeling_hf_clap import MAX_LOGIT_SCALE, HfClapModel
 from .modeling_htsat import SwinBlock
 from .processing_hf_clap import HfClapProcessor
+from .whole_file import new_output, writing
 
 
 def convert_back(source: str | PathLike[str], output: str | PathLike[str], kind: str) -> Path:
@@ -62,10 +62,10 @@ def _back_to_msclap_2022(model: HfClapModel, processor: HfClapProcessor, path: P
     )
     state = LAYOUTS["msclap-2022"].to_theirs(_bounded(model))
     prefix = "audio_encoder.base."
-    real, imaginary = stft_kernels(extractor)
+    real, imaginary = extractor.transform.stft_kernels()
     state[f"{prefix}spectrogram_extractor.stft.conv_real.weight"] = real
     state[f"{prefix}spectrogram_extractor.stft.conv_imag.weight"] = imaginary
-    state[f"{prefix}logmel_extractor.melW"] = mel_bank(extractor)
+    state[f"{prefix}logmel_extractor.melW"] = extractor.transform.mel_bank()
     with writing(path.name):  # its folder is a temporary one
         torch.save({"model": state}, path)
 

@@ -119,28 +119,21 @@ def iter_audio_files(folder: str | PathLike[str]) -> Iterator[str]:
     Raises:
         OSError: if a folder cannot be read.
     """
-    waiting, read = [os.fspath(folder)], set()
-    while waiting:
-        place = waiting.pop()
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) or error.filename == os.fspath(folder):
+            raise error  # otherwise it has gone since its name was read, as a file may
+
+    read = set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(place)) in read:
+            folders.clear()
             continue
         read.add(real)
-        try:
-            with os.scandir(place) as entries:
-                is_folder = {
-                    # of a link that leads to itself an entry cannot say
-                    entry.name: os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-                    for entry in entries
-                }
-        except FileNotFoundError:
-            if place == os.fspath(folder):
-                raise
-            continue  # it has gone since its name was read, as a file may
-        for name in sorted(name for name in is_folder if not is_folder[name]):
-            path = os.path.join(place, name)
-            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and os.path.isfile(path):
+        folders.sort()
+        for path in (os.path.join(place, name) for name in sorted(files)):
+            if os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES and os.path.isfile(path):
                 yield path
-        waiting += [os.path.join(place, name) for name in sorted(is_folder, reverse=True) if is_folder[name]]
 
 
 def _open_data_set(source: Any, split: str) -> tuple[Any, str, int | None]:
@@ -156,5 +149,4 @@ def _open_data_set(source: Any, split: str) -> tuple[Any, str, int | None]:
         ) from error
     if known is None and rows.info.splits and split in rows.info.splits:
         known = rows.info.splits[split].num_examples
-    rows.info.features = None  # rows as they are stored: to make them of these types, datasets asks for torchcodec
     return rows, column, known or None

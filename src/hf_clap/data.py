@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .pair_columns import Columns, Pair, PairError, read_audio
+from .prompts import check_templates
 from .rows import iter_batches, open_rows
 from .waveform import AudioError
 
@@ -69,7 +70,7 @@ def load_pairs(
         PairStream: an iterable data set for `PairLoader`, PyTorch's `DataLoader` or a Trainer (with `max_steps`).
 
     Raises:
-        PairError: if a column is missing, or for a source or settings that cannot be used.
+        ValueError: if a column is missing, or for a source or settings that cannot be used.
 
     Example:
 
@@ -87,12 +88,9 @@ def load_pairs(
 
     ```
     """
-    templates = [template] if isinstance(template, str) else list(template)
-    if not templates or not all("{}" in each for each in templates):
-        raise PairError(f"template={template!r} needs {{}} where the label goes.")
+    templates = check_templates(template)
     rows = open_rows(source, split, streaming)
     columns = Columns.of(rows, audio, caption, label, templates)
-    rows.info.features = None  # rows as they are stored: to make them of these types, datasets asks for torchcodec
     return _SourcePairs(
         rows,
         columns,
@@ -438,7 +436,7 @@ class _InterleavedPairs(PairStream):
             if pair is None and self.training:
                 raise PairError(
                     f"Stream {chosen} of those interleaved has no pairs for reader {reader} of {readers} (processes "
-                    "times loader workers); use fewer, or more data."
+                    "times loader workers); use fewer, more data, or a `where` that leaves more."
                 )
             if pair is None:
                 weights[chosen] = 0.0

@@ -17,7 +17,7 @@ from .array_cache import ArrayCache
 from .embedding import Embedder, check_finite
 from .metrics import WEIGHTED, bootstrap_interval, chance, classification_metrics, mean_of
 from .prompts import Prompts
-from .retrieval import rankings, retrieval_metrics
+from .retrieval import mean_metrics, rankings
 from .supervised import BATCH_SIZE, EPOCHS, FINETUNE_LEARNING_RATE, HIDDEN_UNITS, PROBE_LEARNING_RATE, finetune, probe
 from .task_embedding import EmbeddedTask, sha256_of
 from .task_result import TaskResult
@@ -159,6 +159,8 @@ def _tested(embedded: EmbeddedTask) -> np.ndarray:
     """Numbers of the clips that zero-shot is tested on: those of the fold `test`, or all where there is none."""
     if embedded.task.folds != TRAIN_AND_TEST or all(clip.fold is None for clip in embedded.clips):
         return np.arange(len(embedded.clips))
+    if any(clip.fold is None for clip in embedded.clips):
+        raise ValueError(f"{embedded.task.title} needs a fold for each clip or for none; complete the column fold.")
     tested = np.flatnonzero([clip.fold == "test" for clip in embedded.clips])
     if not len(tested):
         raise ValueError(f"The fold test of {embedded.task.title} has no clips that can be read; add some.")
@@ -176,7 +178,7 @@ def _folds(embedded: EmbeddedTask, seed: int) -> tuple[dict[str, tuple[np.ndarra
             f"{task.title} needs a fold for each clip ({', '.join(task.folds) or 'of your own'}); add the column fold."
         )
     names = list(task.folds) or sorted(set(given.tolist()))
-    tests = ["test"] if set(names) <= {*TRAIN_AND_TEST, "validation"} else names
+    tests = ["test"] if {*names} & {*TRAIN_AND_TEST} else names  # beside these there may be one to validate on
     for name in dict.fromkeys([*names, *tests]):
         if name not in given:
             raise ValueError(f"Fold {name} of {task.title} has no clips that can be read; add some to it.")
@@ -301,9 +303,9 @@ def _retrieve(embedded: EmbeddedTask, embedder: Embedder, seed: int) -> dict[str
     captions = torch.tensor([number[caption] for _, caption in pairs])
     texts = torch.from_numpy(_text_embeds(list(number), embedder))[captions]
     sounds = torch.from_numpy(embedded.embeds)[clips]
-    found = rankings(sounds, texts, captions, clips)["text_to_audio"]
+    both_ways = rankings(sounds, texts, captions, clips)
+    metrics, found = mean_metrics(both_ways), both_ways["text_to_audio"]
     hits = found.metrics()["r@1"].numpy()
-    metrics = retrieval_metrics(sounds, texts, captions, clips)
     return {
         "value": metrics["text_to_audio_r@1"],
         "ci95": bootstrap_interval([(len(hits), mean_of(hits))], seed),

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .checkpoint_config import mel_bank, stft_kernels
-from .checkpoint_file import new_output, writing
 from .feature_extraction_hf_clap import INT16_MAX, HfClapFeatureExtractor
 from .modeling_hf_clap import HfClapModel, bounded
 from .onnx_model import AUDIO_GRAPH, LOGITS, TEXT_GRAPH, HfClapOnnxModel, import_onnxruntime
 from .processing_hf_clap import HfClapProcessor
+from .whole_file import new_output, writing
 
 # Batches and lengths of the examples that are traced; 0 and 1 would be taken for constants.
 EXAMPLE_BATCH = 2
@@ -116,9 +115,9 @@ class LogMelGraph(nn.Module):
     def __init__(self, extractor: HfClapFeatureExtractor):
         super().__init__()
         self.extractor = extractor
-        mel = mel_bank(extractor)
+        mel = extractor.transform.mel_bank()
         used = mel.any(dim=1)
-        self.register_buffer("kernels", torch.cat([kernels[used] for kernels in stft_kernels(extractor)]))
+        self.register_buffer("kernels", torch.cat([kernels[used] for kernels in extractor.transform.stft_kernels()]))
         self.register_buffer("mel", mel[used])
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:

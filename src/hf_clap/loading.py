@@ -36,6 +36,11 @@ def check_checkpoint(source: str, revision: str = "main") -> None:
     """
     if Path(source, AUDIO_GRAPH).is_file() and not any(Path(source).glob("model*.safetensors")):
         raise ValueError(f"{source!r} is exported to ONNX; tag with the backend onnx, or name what it was made from.")
+    if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
+        raise ValueError(
+            f"{source!r} holds adapters; load it by HfClapModel.from_pretrained, save it again after merging them "
+            "(peft's merge_and_unload), with its processor."
+        )
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except StrictDataclassError as error:

@@ -96,6 +96,18 @@ class LogMel:
         """The window and the mel filter bank, as tensors on `device`."""
         return _constants(self, device, dtype)
 
+    def mel_bank(self) -> torch.Tensor:
+        """The mel filter bank `(n_fft // 2 + 1, mels)`, as torchlibrosa's `melW`."""
+        return self.constants(torch.device("cpu"), torch.float32).mel
+
+    def stft_kernels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The windowed Fourier transform as two convolutions `(bins, 1, win_length)`, as torchlibrosa's."""
+        bins, samples = torch.arange(self.n_fft // 2 + 1), torch.arange(self.win_length)
+        angle = 2 * math.pi * (bins[:, None] * samples % self.n_fft).double() / self.n_fft
+        window = self.constants(torch.device("cpu"), torch.float64).window
+        real, imaginary = (window * angle.cos()).float(), (-window * angle.sin()).float()
+        return real[:, None], imaginary[:, None]
+
     def _with_gradients(self, waveform: torch.Tensor) -> torch.Tensor:
         window, mel, _ = self.constants(waveform.device, waveform.dtype)
         frames = self._frames(waveform, 0, self.frames_of(len(waveform)))

@@ -16,9 +16,8 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
-from .checkpoint_file import writing
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
-from .whole_file import whole_file
+from .whole_file import whole_file, writing
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Cnn14, the audio tower of CLAP 2022 (PANNs, Kong et al. 2019, arXiv 1912.10211), with time kept."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -137,9 +138,7 @@ class HfClapCnn14Model(HfClapAudioTower):
         if input_features_mask is not None:
             raise ValueError("Cnn14 takes windows of one length; set the feature extractor's min_length_s to None.")
         input_features = self._checked(input_features, self.input_norm.weight.dtype)
-        shortest = 1
-        for pool_size in self.config.pool_sizes:
-            shortest *= pool_size
+        shortest = math.prod(self.config.pool_sizes)
         if input_features.shape[2] < shortest:
             raise ValueError(
                 f"Cnn14 needs at least {shortest} frames and got {input_features.shape[2]}; fill the clip, as the "

@@ -176,6 +176,9 @@ class OnnxEmbedder(Embedder):
     def window_input(self) -> Callable[[torch.Tensor, bool], torch.Tensor]:
         return lambda waveform, as_whole: waveform
 
+    def _sha256(self, prefix: str, dtype: torch.dtype | None = None) -> str:
+        raise TypeError("An exported model is for tagging; embed, search and evaluate with what it was made from.")
+
     def hear(self, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The embeddings, twice."""
         embeds = self.model.encode_audio(windows)

@@ -22,11 +22,9 @@ def freeze(model: Any, audio: bool = False, text: bool = False) -> None:
         model: an `HfClapModel`.
         audio, text: whether to freeze that tower. Its projection is trained on.
     """
-    for tower, frozen in (("audio", audio), ("text", text)):
+    for tower, frozen in ((model.audio_model, audio), (model.text_model, text)):
         if frozen:
-            for name, parameter in model.named_parameters():
-                if TOWERS[tower] in name:
-                    parameter.requires_grad_(False)
+            tower.requires_grad_(False)
     if model.config.loss == "softmax" and model.logit_bias is not None:
         model.logit_bias.requires_grad_(False)
 

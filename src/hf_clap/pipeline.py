@@ -48,14 +48,20 @@ class HfClapPipeline:
     """
 
     def __init__(self, model: HfClapModel | HfClapOnnxModel, processor: HfClapProcessor, batch_size: int = 8):
-        _check_positive_int("batch_size", batch_size)
-        runnable: Any = model.eval()
-        self.model = runnable
-        self.processor = processor
-        self.batch_size = batch_size
-        embedder: type[Embedder] = OnnxEmbedder if isinstance(model, HfClapOnnxModel) else Embedder
-        self.embedder = embedder(runnable, processor, batch_size)
+        check_positive_int("batch_size", batch_size)
+        kind: Any = OnnxEmbedder if isinstance(model, HfClapOnnxModel) else Embedder
+        self.embedder: Embedder = kind(model, processor, batch_size)
         self._label_embeds: Derived[LabelEmbeds] = Derived()
+
+    @property
+    def model(self) -> Any:
+        """The model, which hears and reads."""
+        return self.embedder.model
+
+    @property
+    def processor(self) -> HfClapProcessor:
+        """The model's processor."""
+        return self.embedder.processor
 
     @property
     def sampling_rate(self) -> int:
@@ -143,7 +149,7 @@ class HfClapPipeline:
         if isinstance(inputs, (str, bytes, PathLike, Mapping)):
             raise TypeError("iterate takes several inputs; pass a list, or call the pipeline itself with one.")
         if top_k is not None:
-            _check_positive_int("top_k", top_k)
+            check_positive_int("top_k", top_k)
         least_score = self._least_score(threshold, multi_label)
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error={on_error!r} is not possible; choose "raise" or "return".')
@@ -158,7 +164,7 @@ class HfClapPipeline:
             window_s = min(DEFAULT_WINDOW_S, extractor.max_length_s) if window_s is None else window_s
             window, hop = window_and_hop(extractor, window_s, hop_s)
         self.model.eval()  # somebody may have trained it since
-        label_embeds = self._encode_labels(labels, check_templates(_as_list(hypothesis_template)))
+        label_embeds = self._encode_labels(labels, check_templates(hypothesis_template))
 
         def results() -> Iterator[Any]:
             for clip in self._clips(inputs, sampling_rate, window, hop):
@@ -174,12 +180,12 @@ class HfClapPipeline:
     def _clips(
         self, inputs: Iterable[Any], sampling_rate: int | None, window: int | None, hop: int | None
     ) -> Iterator[Clip]:
-        sizes: Iterable[int] = repeat(self.batch_size)
+        sizes: Iterable[int] = repeat(self.embedder.batch_size)
         if isinstance(inputs, Sequence):  # others may have a length that they cannot say
             if len(inputs) == 1:  # nothing to do in parallel: all cores take part in each step
                 yield from self.embedder.group(list(inputs), sampling_rate, window, hop)
                 return
-            rounds = math.ceil(len(inputs) / (self.batch_size * self.embedder.workers))
+            rounds = math.ceil(len(inputs) / (self.embedder.batch_size * self.embedder.workers))
             count = max(1, rounds * self.embedder.workers)  # of groups, shared out evenly among the cores
             even = [(len(inputs) + index) // count for index in reversed(range(count))]
             sizes = chain(even, sizes)  # there may be more than it says
@@ -360,7 +366,7 @@ def _as_device(device: str | int | torch.device) -> torch.device:
     return resolved
 
 
-def _check_positive_int(name: str, value: Any) -> None:
+def check_positive_int(name: str, value: Any) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} is not possible; pass a whole number of at least 1.")
 
@@ -381,7 +387,3 @@ def _check_labels(labels: Iterable[str] | str) -> list[str]:
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"Label {twice!r} is there twice; pass each label once.")
     return labels
-
-
-def _as_list(templates: str | Sequence[str]) -> list[str]:
-    return [templates] if isinstance(templates, str) or not isinstance(templates, Sequence) else list(templates)

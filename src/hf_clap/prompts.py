@@ -63,8 +63,9 @@ class Prompts:
         return {"templates": list(self.templates), **({"descriptions": described} if described else {})}
 
 
-def check_templates(templates: Sequence[str]) -> list[str]:
-    """The templates, or a ValueError that says what is wrong with them."""
+def check_templates(templates: str | Sequence[str]) -> list[str]:
+    """One template or several as a list, or a ValueError that says what is wrong with them."""
+    templates = list(templates) if isinstance(templates, Sequence) and not isinstance(templates, str) else [templates]
     if not templates:
         raise ValueError(f"There is no template; pass at least one, such as {DEFAULT_TEMPLATE!r}.")
     for template in templates:
@@ -74,7 +75,7 @@ def check_templates(templates: Sequence[str]) -> list[str]:
                 f"{DEFAULT_TEMPLATE!r}."
             )
     check_unicode("Template", templates)
-    return list(templates)
+    return templates
 
 
 def check_unicode(what: str, texts: Sequence[str]) -> None:

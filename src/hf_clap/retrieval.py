@@ -1,5 +1,6 @@
 """How well clips find their captions and captions their clips."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -86,9 +87,14 @@ def retrieval_metrics(
 
     ```
     """
+    return mean_metrics(rankings(audio_embeds, text_embeds, captions, clips))
+
+
+def mean_metrics(found: Mapping[str, Ranking]) -> dict[str, float]:
+    """The same of what `rankings` has found."""
     return {
         f"{direction}_{name}": values.mean().item()
-        for direction, ranking in rankings(audio_embeds, text_embeds, captions, clips).items()
+        for direction, ranking in found.items()
         for name, values in ranking.metrics().items()
     }
 

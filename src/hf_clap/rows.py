@@ -76,6 +76,7 @@ def iter_batches(rows: Any) -> Iterator[dict[str, Any]]:
     Raises:
         PairError: where an archive is damaged.
     """
+    rows.info.features = None  # to make what is stored of these types, datasets asks for torchcodec
     try:
         yield from rows.iter(batch_size=READ_ROWS)
     except DAMAGED as error:

@@ -1,7 +1,6 @@
 """Find the moments of a corpus that sound like words, or like another sound."""
 
 import glob
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from .index_file import IndexInfo, embeds_of, open_index, undamaged
-from .pipeline import HfClapPipeline, pipeline
+from .pipeline import HfClapPipeline, check_positive_int, pipeline
 from .prompts import check_unicode
 from .whole_file import whole_file
 
@@ -104,8 +103,7 @@ class SoundIndex:
             ValueError, TypeError: for no query, two, or one that is empty.
             AudioError, OSError: for audio that cannot be used.
         """
-        if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
-            raise ValueError(f"top_k={top_k!r} is not possible; pass a whole number of at least 1.")
+        check_positive_int("top_k", top_k)
         query = self.embed_query(text, audio)
         overlapping = self.info.hop_s < self.info.window_s
         wanted = min(top_k * (4 if overlapping else 1), len(self))

@@ -83,9 +83,7 @@ def finetune(
     test_clips: Sequence[Clip],
     *,
     epochs: int,
-    batch_size: int = BATCH_SIZE,
     seed: int,
-    workers: int = 0,
 ) -> np.ndarray:
     """
     Train the audio tower and a linear layer on it, with Adam at 1e-4, as the paper does. The model itself stays as it
@@ -97,9 +95,7 @@ def finetune(
         train_clips, test_clips: that can be read.
         train_targets: `(clips, classes)` booleans; where every row has one class, softmax, else a sigmoid for each.
         epochs: passes over the clips.
-        batch_size: clips at a time.
         seed: of the layer's weights, of dropout and of the clips' order.
-        workers: processes that read clips; none means this one.
 
     Returns:
         np.ndarray: `(test clips, classes)` logits.
@@ -125,11 +121,10 @@ def finetune(
         arguments = TrainingArguments(
             folder,
             num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=batch_size,
+            per_device_train_batch_size=BATCH_SIZE,
+            per_device_eval_batch_size=BATCH_SIZE,
             lr_scheduler_type="constant",
             remove_unused_columns=False,  # Trainer would strip the clips of what `_collate` needs
-            dataloader_num_workers=workers,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",

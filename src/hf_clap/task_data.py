@@ -104,6 +104,8 @@ def find_folders(task: Task, root: str | PathLike[str]) -> list[Path]:
 def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
     numbers = _numbers(task)
     for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is no folder; name the one that it is in, with a metadata.csv.")
         metadata = folder / "metadata.csv"
         try:
             with metadata.open(encoding="utf-8-sig", newline="") as file:
@@ -134,16 +136,19 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
             place = f"{metadata}: row {line}"
             if any(row.pop(None, [])):
                 raise ValueError(f"{place} has more cells than there are columns; put what has a comma in quotes.")
+            path = folder / row["file_name"]
+            if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+                raise ValueError(f"{place} names a pipe or a device, which may never end; name a file.")
             name = row["file_name"] if len(folders) == 1 else f"{folder.name}/{row['file_name']}"
             yield _clip(
                 task,
                 numbers,
                 place,
                 name,
-                audio=partial(str, folder / row["file_name"]),
+                audio=partial(str, path),
                 labels=_split(row.get("label")) if task.multi_label else [row.get("label") or ""],
                 captions=_split(row.get("caption")),
-                fold=(row.get("fold") or "").strip() or None,
+                fold=(row.get("fold") or "").strip().casefold() or None,
                 cluster=row.get("cluster") or None,
             )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -9,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .tasks import METRICS, SETTINGS
 from .whole_file import whole_file
 
 
@@ -89,16 +91,23 @@ def read_results(files: Iterable[str | PathLike[str]]) -> list[TaskResult]:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
             for fields in document if document and isinstance(document, list) else [document]:
                 results.append(_as_result(fields))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} holds no results ({error}); name a file that `hf-clap eval` wrote.") from error
     return results
 
 
 def _as_result(fields: Any) -> TaskResult:
-    """Raises a TypeError, KeyError or ValueError where something is missing that cards and comparisons need."""
+    """Raises one of the errors above where something is missing that cards and comparisons need."""
     low, high = fields["ci95"]
     result = TaskResult(**fields | {"ci95": (low, high)})
-    sum([result.value, low, high, result.chance])  # all of them numbers
+    if result.setting not in SETTINGS or result.metric not in METRICS:
+        raise ValueError(f"nothing is measured as {result.setting} by {result.metric}")
+    if not all(map(math.isfinite, (result.value, low, high, result.chance))):
+        raise ValueError("it has numbers that are none")
+    for mapping in (result.versions, result.training or {}, *result.per_class.values()):
+        mapping.items()
+    templates = [] if result.prompt is None else result.prompt["templates"]
+    "".join([result.title, result.model, result.weights, *templates])
     itemgetter("source", "revision", "sha256")(result.data)
     of_item = itemgetter(*(("query", "hit") if result.setting == "retrieval" else ("file", "label", "predicted")))
     for item in result.items:

@@ -15,6 +15,9 @@ classifier on the frozen audio tower; by training both; or, with captions, by lo
 TRAIN_AND_TEST = ("train", "test")
 """The folds of a task that is learned on one part and tested on the other."""
 
+METRICS = ("accuracy", "macro F1", "recall", "mAP", "text_to_audio_r@1")
+"""Those that count; `hf_clap.metrics` computes others beside them."""
+
 
 @dataclass(frozen=True)
 class HubData:
@@ -121,11 +124,6 @@ class Task:
         """Of `SETTINGS`, those that the task can be done in; the first is the usual one."""
         return ("zero-shot", "probe", "finetune") if self.classes else ("retrieval",)
 
-    @property
-    def chance(self) -> float | None:
-        """What guessing is expected to get; None where that depends on how often the classes occur in the data."""
-        return 1 / len(self.classes) if self.metric in ("accuracy", "recall") else None
-
 
 def plain_label(label: str) -> str:
     """A label without what may differ between the ways to write it."""
@@ -145,8 +143,8 @@ def find_task(name: str) -> Task:
     >>> from hf_clap.tasks import find_task
 
     >>> task = find_task("esc50")
-    >>> len(task.classes), task.metric, task.chance, task.published[0].value
-    (50, 'accuracy', 0.02, 0.826)
+    >>> len(task.classes), task.metric, task.published[0].value
+    (50, 'accuracy', 0.826)
 
     ```
     """
@@ -156,7 +154,7 @@ def find_task(name: str) -> Task:
 
 
 _CLAP_2022 = "arXiv 2206.04769, results table"
-_ZERO_SHOT_SOURCES = {
+_SOURCES = {
     "CLAP 2023": "arXiv 2309.05767",
     "LAION-CLAP": "arXiv 2211.06687",
     "LAION-CLAP music_speech_audioset": "README of LAION-AI/CLAP",
@@ -178,18 +176,15 @@ def _clap_2022(
     )
 
 
-def _zero_shot(**accuracies: float) -> tuple[Published, ...]:
+def _zero_shot(accuracies: Mapping[str, float]) -> tuple[Published, ...]:
     return tuple(
-        Published(model, "zero-shot", "accuracy", value, _ZERO_SHOT_SOURCES[model])
-        for model, value in accuracies.items()
+        Published(model, "zero-shot", "accuracy", value, _SOURCES[model]) for model, value in accuracies.items()
     )
 
 
 def _retrieval(model: str, text_to_audio: float, audio_to_text: float) -> tuple[Published, ...]:
     values = {"text_to_audio_r@1": text_to_audio, "audio_to_text_r@1": audio_to_text}
-    return tuple(
-        Published(model, "retrieval", metric, value, _ZERO_SHOT_SOURCES[model]) for metric, value in values.items()
-    )
+    return tuple(Published(model, "retrieval", metric, value, _SOURCES[model]) for metric, value in values.items())
 
 
 _FIVE = ("1", "2", "3", "4", "5")
@@ -241,7 +236,7 @@ _ROWS = (
         published=(
             *_clap_2022(0.826, 0.931, 0.967),
             *_zero_shot(
-                **{
+                {
                     "CLAP 2023": 0.939,
                     "LAION-CLAP music_speech_audioset": 0.8998,
                     "WavCaps": 0.948,
@@ -286,7 +281,7 @@ _ROWS = (
         published=(
             *_clap_2022(0.732, 0.839, 0.880),
             Published("CLAP 2022", "probe", "accuracy", 0.842, "another run, quoted beside NSynth's 0.682"),
-            *_zero_shot(**{"CLAP 2023": 0.823, "WavCaps": 0.814, "MGA-CLAP": 0.837, "tinyCLAP": 0.694}),
+            *_zero_shot({"CLAP 2023": 0.823, "WavCaps": 0.814, "MGA-CLAP": 0.837, "tinyCLAP": 0.694}),
         ),
     ),
     Task(
@@ -354,7 +349,7 @@ _ROWS = (
         labels={"hip hop": "hiphop", "hip-hop": "hiphop"},
         published=(
             *_clap_2022(0.252, 0.793, 0.913),
-            *_zero_shot(**{"CLAP 2023": 0.584, "LAION-CLAP": 0.472, "LAION-CLAP music_speech_audioset": 0.73}),
+            *_zero_shot({"CLAP 2023": 0.584, "LAION-CLAP": 0.472, "LAION-CLAP music_speech_audioset": 0.73}),
         ),
     ),
     Task(
@@ -486,7 +481,7 @@ _ROWS = (
             **dict.fromkeys(_OTHER_WORDS, "unknown"),
             "35": "silence",
         },
-        published=(*_clap_2022(0.106, 0.371, 0.968), *_zero_shot(**{"CLAP 2023": 0.164})),
+        published=(*_clap_2022(0.106, 0.371, 0.968), *_zero_shot({"CLAP 2023": 0.164})),
     ),
     Task(
         name="vocal_sound",

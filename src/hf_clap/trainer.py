@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -83,6 +82,10 @@ class HfClapTrainingArguments(TrainingArguments):
             raise ValueError("fp16=True is for GPUs; choose bf16=True, or neither.")
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no effect on a contrastive loss; leave it out.")
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True would leave negatives out; set micro_batch_size where memory is short."
+            )
         if self.fp16_full_eval or self.bf16_full_eval:
             raise ValueError("fp16_full_eval and bf16_full_eval have no effect here; choose bf16=True, or neither.")
         if self.world_size > 1 and not cast("Any", self.accelerator_config).even_batches:
@@ -155,6 +158,7 @@ class HfClapTrainer(Trainer):
         self._loader: PairLoader | None = None
         self._last_log: tuple[float, int] | None = None
         self._staging: Path | None = None
+        self._logged_in_training = 0  # entries of the log
         super().__init__(model, args, data_collator=collator, processing_class=processing_class, **options)
         self.add_callback(_ClampLogitScale())
         self._scalars = scalars_to_vectors(model) if self.is_fsdp_enabled else []
@@ -180,11 +184,14 @@ class HfClapTrainer(Trainer):
             state = Path(resume_from_checkpoint, TRAINER_STATE_NAME)
             if not state.is_file():
                 raise FileNotFoundError(f"{resume_from_checkpoint} has no {TRAINER_STATE_NAME}; name a checkpoint.")
+            _check_complete(Path(resume_from_checkpoint))
             steps = TrainerState.load_from_json(str(state)).global_step
             if 0 < self.args.max_steps <= steps:
                 raise ValueError(f"{resume_from_checkpoint} is the end of its run of {steps} steps; raise max_steps.")
-        self._last_log = None
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._last_log, self._logged_in_training = None, 0
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._logged_in_training = len(self.state.log_history)
+        return output
 
     def get_train_dataloader(self) -> DataLoader:
         if not isinstance(self.train_dataset, PairStream):
@@ -192,6 +199,10 @@ class HfClapTrainer(Trainer):
         part = self.train_dataset.split(self.args.process_index, self.args.world_size)
         self._loader = self._pair_loader(part, self._train_batch_size)
         return self._loader
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As for evaluation."""
+        return self.get_eval_dataloader(test_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This process's share of the evaluation set."""
@@ -263,6 +274,8 @@ class HfClapTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """The loss of all pairs as one batch, whatever the batch size and number of processes, and their retrieval."""
+        from accelerate.utils import gather_object  # Trainer has needed it before
+
         # not through DDP, which would wait for processes that have more batches
         model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         core = unwrapped(model)
@@ -270,13 +283,13 @@ class HfClapTrainer(Trainer):
         parts = []
         for batch in dataloader:
             batch = self._prepare_inputs({name: value for name, value in batch.items() if name != "return_loss"})
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():  # which the model has of itself from the first training on only
                 outputs = model(**batch)
             groups = caption_groups(batch["input_ids"], batch.get("attention_mask"))
             embeds = outputs.audio_embeds, outputs.text_embeds
             parts.append((*(embed.float().cpu() for embed in embeds), groups.cpu()))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        parts = _of_all_processes(parts)
+        parts = gather_object(parts)  # process after process
         if not parts:
             raise ValueError("The evaluation set holds no pairs; check eval_dataset.")
         audio_embeds, text_embeds, groups = map(torch.cat, zip(*parts, strict=True))
@@ -311,16 +324,22 @@ class HfClapTrainer(Trainer):
         finetuned_from: str | None = None,
         dataset: str | list[str] | None = None,
     ) -> None:
-        """Writes our card, with the settings and the last evaluation's metrics; arguments are those of `Trainer`."""
+        """
+        Writes our card, with the settings and the metrics of the last evaluation of these weights; arguments are
+        those of `Trainer`.
+        """
         if not self.is_world_process_zero():
             return
         model = unwrapped(self.model)
-        metrics = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
-        measured = {"task_type": "retrieval", "dataset_type": "held-out", "dataset_name": "evaluation set"}
+        sets = {"eval_": {"dataset_name": "evaluation set"}}
+        if isinstance(self.eval_dataset, dict):  # huggingface_hub puts what differs in the name alone together
+            sets = {f"eval_{name}_": {"dataset_name": name, "dataset_config": name} for name in self.eval_dataset}
+        measured = {"task_type": "retrieval", "dataset_type": "held-out"}
         results = [
-            measured | {"metric_type": name.removeprefix("eval_"), "metric_value": value}
-            for name, value in metrics.items()
-            if "r@" in name
+            measured | of_set | {"metric_type": name.removeprefix(prefix), "metric_value": value}
+            for prefix, of_set in sets.items()
+            for name, value in self._last_evaluation(prefix).items()
+            if name.startswith(prefix) and "r@" in name
         ]
         output, processor = str(self.args.output_dir), cast("Any", self.processing_class)
         card = training_card(
@@ -336,6 +355,14 @@ class HfClapTrainer(Trainer):
         )
         cast("Any", card.data).tags += [tags] if isinstance(tags, str) else tags or []
         write_card(output, card)
+
+    def _last_evaluation(self, prefix: str) -> dict[str, float]:
+        """The log's last entry with metrics of that prefix: of the best weights, if the training ended with these."""
+        log, best = self.state.log_history, self.state.best_global_step
+        if self._logged_in_training and self.args.load_best_model_at_end and best is not None:
+            in_training = [entry for entry in log[: self._logged_in_training] if entry["step"] == best]
+            log = in_training + log[self._logged_in_training :]
+        return next((entry for entry in reversed(log) if f"{prefix}loss" in entry), {})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, None if state_dict is None else vectors_to_scalars(state_dict, self._scalars))
@@ -385,17 +412,12 @@ class HfClapTrainer(Trainer):
         if checkpoint is None:
             return
         was_streamed = any(Path(checkpoint).glob("pairs_*.json"))
-        is_weights_only = not any(Path(checkpoint).glob("rng_state*"))
-        if was_streamed != (self._loader is not None) and not is_weights_only:
+        if was_streamed != (self._loader is not None):
             kind = "a stream" if was_streamed else "a list"
             raise ValueError(f"{checkpoint} was written in training on {kind} of pairs; go on with the same.")
         if self._loader is None:
             return
         path = Path(checkpoint, self._loader_state_name())
-        if not was_streamed:
-            raise FileNotFoundError(
-                f"{checkpoint} has weights only and cannot be gone on from; write checkpoints without save_only_model."
-            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{checkpoint} does not say where process {self.args.process_index} was in its pairs; go on with as "
@@ -425,7 +447,19 @@ def _check_effects(args: HfClapTrainingArguments, options: dict[str, Any]) -> No
         raise ValueError("optimizers has its own rates; leave out audio_learning_rate and text_learning_rate.")
 
 
+def _check_complete(checkpoint: Path) -> None:
+    parts = ["optimizer", "scheduler", "rng_state"]
+    missing = [part for part in parts if not any(checkpoint.glob(f"{part}*"))]
+    if missing and not any(checkpoint.glob("global_step*")):  # DeepSpeed keeps its own
+        raise FileNotFoundError(
+            f"{checkpoint} lacks {', '.join(missing)} and cannot be gone on from; write checkpoints without "
+            "save_only_model, or load its weights into a new run."
+        )
+
+
 def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None:
+    if args.train_sampling_strategy == "group_by_length":
+        raise ValueError("train_sampling_strategy=group_by_length is for texts, and pairs are none; leave it out.")
     if isinstance(dataset, PairStream):
         if not dataset.training:
             raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
@@ -437,6 +471,11 @@ def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None
                 f"A {type(dataset).__name__} cannot be shared among processes; pass a stream of load_pairs, or pairs "
                 "with numbers and a length."
             )
+    elif hasattr(dataset, "column_names"):
+        raise TypeError(
+            f"train_dataset is a {type(dataset).__name__} of rows; pass load_pairs(dataset, "
+            "processor.feature_extractor), with its split if it has several."
+        )
     elif not _has_items(dataset):
         raise TypeError(
             f"train_dataset is a {type(dataset).__name__}; pass a stream of load_pairs, or pairs with a length."
@@ -459,12 +498,3 @@ def _has_items(dataset: Any) -> bool:
 class _ClampLogitScale(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         clamp_logit_scale(unwrapped(kwargs["model"]))
-
-
-def _of_all_processes(parts: list[Any]) -> list[Any]:
-    """The parts of all processes, process after process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return parts
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, parts)
-    return [part for parts_of_process in gathered for part in parts_of_process]

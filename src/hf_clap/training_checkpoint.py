@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_file import writing
-from .whole_file import whole_file
+from .whole_file import whole_file, writing
 
 INCOMPLETE = "_incomplete"  # Trainer does not push what begins with an underscore
 SETTINGS = ".settings.json"  # hidden, and so not pushed: it has paths of this machine

@@ -1,9 +1,13 @@
-"""A file that is there when it is complete, and not before."""
+"""A file or a folder that is there when it is complete, and not before; and one error for what cannot be written."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 @contextmanager
@@ -37,3 +41,31 @@ def whole_file(place: Path) -> Iterator[Path]:
         os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_output(output: str | PathLike[str], is_file: bool) -> Iterator[Path]:
+    """A path to write to, which becomes `output` if all goes well and leaves nothing if not."""
+    place = Path(os.path.realpath(output))
+    is_empty_folder = place.is_dir() and not any(place.iterdir())
+    if place == Path.cwd() or (place.exists() and (is_file or not is_empty_folder)):
+        raise FileExistsError(f"{output} exists already; remove it, or choose another name.")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"The folder of {output} does not exist; make it, or choose another.")
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
+        path = Path(temporary) / place.name
+        yield path
+        with writing(output):
+            path.replace(place)
+
+
+@contextmanager
+def writing(output: str | PathLike[str]) -> Iterator[None]:
+    """One error for the many that a full disk has."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"{output} cannot be written ({reason}); see that there is room, and that it is free."
+        ) from error
