@@ -12,7 +12,6 @@ finished checkpoint. Writes `model_cards/tiny_training.json` and `model_cards/ti
 
 import argparse
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from hf_clap.task_data import find_folders, load_task
 from hf_clap.task_embedding import EmbeddedTask, embed_task
 from hf_clap.task_result import TaskResult
 from hf_clap.tasks import TASKS
+from hf_clap.whole_file import whole_file
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 BUNDLED = "all three: the bundled checkpoint"
@@ -83,9 +83,8 @@ def main() -> None:
         "calibration_error_by_task": errors,
         "failures": failures,
     }
-    temporary = CARDS / ".tiny_training.json"
-    temporary.write_text(json.dumps(measured, indent=2) + "\n")
-    os.replace(temporary, CARDS / "tiny_training.json")
+    with whole_file(CARDS / "tiny_training.json") as unfinished:
+        unfinished.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from hf_clap.hub import push_to_hub
 from hf_clap.model_card import training_card, write_card
 from hf_clap.plot import plot_training
 from hf_clap.training_checkpoint import keep_settings, last_checkpoint
+from hf_clap.whole_file import whole_file
 
 FREE = ("output", "push_to_hub", "report_to", "workers")  # arguments that have no part in the result
 LOCAL = ("model", "source", *FREE)  # and those that a card does not show
@@ -149,9 +150,8 @@ def without_folder(value: Any) -> Any:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2))
-    temporary.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2))
 
 
 def parse_arguments() -> argparse.Namespace:

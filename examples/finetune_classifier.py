@@ -15,6 +15,7 @@ With the bundled model, 400 clips of ESC-10 end with
 import argparse
 import csv
 import json
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 import hf_clap
 from hf_clap.plot import plot_training
+from hf_clap.whole_file import whole_file
 
 CLASSIFIER_RATE = 100  # the classifier starts from nothing and may learn so many times as fast as the tower
 
@@ -59,6 +61,7 @@ def main() -> None:
     extractor = hf_clap.HfClapFeatureExtractor.from_pretrained(options.model)
     versions = {module.__name__: module.__version__ for module in (hf_clap, torch, transformers)}
     settings = {name: str(value) for name, value in vars(options).items() if name not in ("output", "folds")}
+    settings["processes"] = os.environ.get("WORLD_SIZE", "1")  # each adds its batch to a step
     results: dict[str, Any] = {"settings": settings, "versions": versions, "accuracy": {}}
     file = options.output / "results.json"
     if file.is_file():  # of other folds, or of these before
@@ -113,9 +116,8 @@ def main() -> None:
         if trainer.is_world_process_zero():
             plot_training(options.output / f"fold-{fold}" / "loss.png", trainer.state.log_history)
             print(f"fold {fold}: accuracy {results['accuracy'][fold]:.4f} of {len(trainer.eval_dataset)} clips")
-            unfinished = file.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(file)
+            with whole_file(file) as unfinished:
+                unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if trainer.is_world_process_zero():
         print(f"mean accuracy of {len(results['accuracy'])} folds: {results['mean']:.4f}")
 

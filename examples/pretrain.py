@@ -42,6 +42,7 @@ from hf_clap.optimization import (
 )
 from hf_clap.plot import plot_training
 from hf_clap.training_checkpoint import keep_settings, last_checkpoint, new_checkpoint
+from hf_clap.whole_file import whole_file
 
 
 def main() -> None:
@@ -237,9 +238,8 @@ class Log:
         # a killed run may have left half a line at the end, which is of a later step in any case
         entries = [json.loads(line) for line in lines if line.endswith("}")]
         self.entries = [entry for entry in entries if entry["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
-        temporary.replace(self.path)
+        with whole_file(self.path) as unfinished:
+            unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, entry: dict[str, float]) -> None:
         self.entries.append(entry)

@@ -938,6 +938,16 @@ def dataset_of(number, rows=1):
     return datasets.Dataset(table)
 
 
+def test_a_stream_that_cannot_be_used_is_named_among_several(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [row(0) | {"audio": BAD_AUDIO["empty"]}] * 5)
+    broken = load_pairs(tmp_path, extractor(), training=False)
+    both = interleave_pairs([load_pairs(dataset_of(0), extractor(), training=False), broken])
+    with pytest.raises(
+        PairError, match=r"^Stream 1 of those interleaved: Of 5 rows, 5 have audio that cannot be used"
+    ):
+        list(both)
+
+
 @pytest.mark.parametrize("readers", [1, 3])
 def test_one_pass_over_interleaved_streams_has_every_pair_of_each_once(shards, readers):
     both = interleaved_once(shards)

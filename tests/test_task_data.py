@@ -105,6 +105,12 @@ def test_folds_with_spaces_around_them_and_in_upper_case(tmp_path):
     assert [clip.fold for clip in load_task(SOUNDS, [folder]).clips] == ["test", None, "train"]
 
 
+def test_folds_of_ones_own_keep_their_names(tmp_path):
+    folder = write_folder(tmp_path, "file_name label fold", ["1.wav", "rain", "A"], ["2.wav", "rain", "b"])
+    for folds, expected in (((), ["A", "b"]), (("A", "B"), ["A", "B"])):
+        assert [clip.fold for clip in load_task(replace(SOUNDS, folds=folds), [folder]).clips] == expected
+
+
 def test_what_is_no_folder_and_no_file_is_refused(tmp_path):
     folder = write_folder(tmp_path / "set", "file_name label", ["1.wav", "rain"], ["endless", "rain"])
     os.mkfifo(folder / "endless")

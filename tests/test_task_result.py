@@ -139,6 +139,7 @@ def without(field):
         changed(versions=None),
         changed(per_class=["dog"]),
         changed(weights=5),
+        changed(value=10**400),
         b"[" * 100_000,
     ],
 )

@@ -296,6 +296,18 @@ def test_the_card_has_the_numbers_of_its_weights(processor, pairs, tmp_path):
     assert card_results(tmp_path) == before
 
 
+@pytest.mark.parametrize(("kept", "step"), [("run/checkpoint-2", 2), (None, 3)])
+def test_the_best_weights_are_those_that_were_saved(processor, pairs, tmp_path, kept, step):
+    """Trainer evaluates more often than it saves, if it is told to."""
+    trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, pairs, **KEEP_BEST)
+    trainer.state.log_history = [{"step": number, "eval_loss": 1.0 / number} for number in (1, 2, 3)]
+    trainer.state.best_global_step, trainer.state.best_model_checkpoint = 3, kept
+    trainer._logged_in_training = 3
+    assert trainer._last_evaluation("eval_")["step"] == step
+    trainer.state.log_history.append({"step": 3, "eval_loss": 0.5})  # asked for after training
+    assert trainer._last_evaluation("eval_")["eval_loss"] == 0.5
+
+
 def test_the_card_names_each_evaluation_set(processor, pairs, tmp_path):
     sets = {"even": pairs[::2], "odd": pairs[1::2]}
     trainer = trainer_of(small_model(processor), processor, tmp_path, pairs, sets, eval_strategy="steps", eval_steps=2)
@@ -393,7 +405,7 @@ def test_data_sets_of_the_wrong_kind_are_refused(processor, pairs, tmp_path):
     with pytest.raises(TypeError, match="train_dataset is a set; pass a stream of load_pairs, or pairs with a length"):
         trainer_of(model, processor, tmp_path, set(range(3)))
     rows = datasets.Dataset.from_dict({"audio": ["a.wav"] * 3, "text": ["a"] * 3})
-    for data in (rows, datasets.DatasetDict({"train": rows})):
+    for data in (rows, rows.to_iterable_dataset(), datasets.DatasetDict({"train": rows})):
         with pytest.raises(TypeError, match=rf"is a {type(data).__name__} of rows; pass load_pairs\(dataset, proc"):
             trainer_of(model, processor, tmp_path, data)
     for evaluation in (Iterated(), set(range(3))):

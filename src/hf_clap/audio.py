@@ -143,7 +143,7 @@ def audio_sha256(source: Any) -> str:
             raise ValueError("it holds something else than numbers")
         digest = hashlib.sha256(f"{samples.dtype} {samples.shape} {rate} ".encode())
         digest.update(samples.data)
-    except (ValueError, TypeError) as error:  # rows of different lengths, or things that are no numbers
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, or things that are no numbers
         raise AudioError(f"The array in this row is no waveform ({error}); write it again.") from error
     return digest.hexdigest()
 

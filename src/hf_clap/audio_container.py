@@ -83,7 +83,8 @@ def _damaged(name: str) -> AudioError:
 
 def _is_cut_matroska(file: Any) -> bool:
     """Whether its one segment, which a live stream leaves of unknown length, should go on behind the file's end."""
-    size = file.seek(0, os.SEEK_END)
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
     file.seek(0)
     head = file.read(4096)
     start = head.find(b"\x18\x53\x80\x67") + 4

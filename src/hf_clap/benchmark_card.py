@@ -139,7 +139,7 @@ def published_card(kind: str) -> ModelCard:
     have measured of it; nothing in it was measured here.
 
     Args:
-        kind: one of `hf_clap.conversion.KINDS`.
+        kind: one of `hf_clap.checkpoint_file.KINDS`.
 
     Returns:
         ModelCard: text and metadata, with a model-index that names the sources.

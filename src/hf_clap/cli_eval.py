@@ -23,9 +23,9 @@ from .task_data import TaskData, find_folders, load_task
 from .task_result import TaskResult, read_results, results_as_json, write_results
 from .tasks import SETTINGS, TASKS, Task, find_task
 
-# options that a comparison has a use for
 HEADER = f"{'task':18} {'setting':10} {'metric':17} {'value':>6}  {'95 %':15} {'chance':>6} {'n':>5}  prompt"
 
+# options that a comparison has a use for
 OF_A_COMPARISON = ("compare", "format", "run", "task")
 
 

@@ -20,7 +20,7 @@ class PairCollator:
 
     ```python
     >>> import numpy as np, hf_clap
-    >>> from hf_clap.data import Pair
+    >>> from hf_clap import Pair
 
     >>> collate = hf_clap.PairCollator(hf_clap.HfClapProcessor.from_pretrained(hf_clap.TINY))
     >>> batch = collate([Pair(np.zeros(16000, np.float32), "silence"), Pair(np.ones(16000, np.float32), "a constant")])

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 class HfClapCnn14Config(PreTrainedConfig):
     r"""
     Configuration of the PANNs CNN tower (Kong et al. 2019, arXiv 1912.10211), the audio tower of CLAP 2022.
-    The defaults are Cnn14; Cnn10 and Cnn6 differ in widths only.
+    The defaults are Cnn14; Cnn10 and Cnn6 have fewer blocks, and Cnn6 one convolution of 5x5 in each.
 
     Args:
         num_mel_bins (`int`, defaults to 64): mel bins of the input.

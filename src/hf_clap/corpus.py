@@ -41,9 +41,8 @@ AUDIO_SUFFIXES = {
 class Recording(NamedTuple):
     """One recording of a corpus."""
 
-    path: (
-        str  # in the folder, with / between folders; in a data set the row's number, and / and its name if it has one
-    )
+    # in the folder, with / between folders; in a data set the row's number, and / and its name if it has one
+    path: str
     audio: Any  # as `load_audio` takes it, or as `datasets` store it
 
 
@@ -57,8 +56,9 @@ class Corpus:
         split: of a data set.
 
     Raises:
-        ValueError: if there is no audio, or for a split of what has none.
-        OSError: if there is no such source; while it is read, if there are fewer recordings than at first.
+        ValueError: for a split of what has none.
+        OSError: if there is no such source, or no audio in it; while it is read, if there are fewer recordings than at
+            first.
         ImportError: for a data set, where `datasets` is not installed.
 
     Example:
@@ -143,8 +143,9 @@ def _open_data_set(source: Any, split: str) -> tuple[Any, str, int | None]:
         rows = open_rows(source, split)
         column = audio_column(rows)
     except (ValueError, OSError) as error:
+        name = repr(str(source)) if isinstance(source, (str, PathLike)) else f"The {type(source).__name__}"
         raise OSError(
-            f"{source!r} is neither a folder with audio files in it nor a data set of sounds "
+            f"{name} is neither a folder with audio files in it nor a data set of sounds "
             f"({str(error).rstrip('.')}); check the name."
         ) from error
     if known is None and rows.info.splits and split in rows.info.splits:

@@ -57,7 +57,7 @@ def load_pairs(
         label: column of labels (text, class indices with names, or lists of either), which make captions by `template`
             for rows that have none. When both are absent: `caption`, `captions`, `text` or `txt`, and `label` or
             `labels`.
-        template: with `{}` for the label, or several.
+        template: with `{}` for the label, once; or several.
         where: of the row as it is stored, audio not decoded: whether it takes part.
         training: endless, shuffled, one caption of a list and one template drawn in each epoch, and longer clips
             cropped at random. Otherwise one pass in the stored order, whole clips, first captions.
@@ -432,7 +432,10 @@ class _InterleavedPairs(PairStream):
             draw = np.random.default_rng([self.seed, reader, index, len(states)])
             chosen = int(draw.choice(len(weights), p=weights / weights.sum()))
             index += 1
-            pair, states[chosen] = next(running[chosen], (None, {**states[chosen], "ended": True}))
+            try:
+                pair, states[chosen] = next(running[chosen], (None, {**states[chosen], "ended": True}))
+            except PairError as error:
+                raise PairError(f"Stream {chosen} of those interleaved: {error}") from error
             if pair is None and self.training:
                 raise PairError(
                     f"Stream {chosen} of those interleaved has no pairs for reader {reader} of {readers} (processes "

@@ -123,15 +123,15 @@ class PreparedBlock:
         attention = block.attention
         self.order = order
         self.length, self.head_dim = block.window_size**2, attention.head_dim
-        self.scaling = self.head_dim**-0.5
         self.bias = attention.position_bias(block.shift_mask)[0]
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         query_key_value = attention.query, attention.key, attention.value
         self.query_key_value = [_linear(layer, packs=False) for layer in query_key_value]
-        if packs:  # as one product, of queries that are scaled
+        self.scaling: float | None = self.head_dim**-0.5  # of the queries
+        if packs:  # as one product, and scaled
             weights, biases = zip(*self.query_key_value, strict=True)
             weight, bias = (_by_head(tensors, self.scaling, self.head_dim) for tensors in (weights, biases))
-            self.query_key_value, self.scaling = [(pack_weight(weight), bias)], 1.0
+            self.query_key_value, self.scaling = [(pack_weight(weight), bias)], None
         self.output, self.linear1, self.linear2 = (
             _linear(layer, packs) for layer in (attention.output, block.linear1, block.linear2)
         )
@@ -148,8 +148,9 @@ class PreparedBlock:
         query, key, value = self.matrices(hidden, heads)
         scores = query.new_empty(*query.shape[:2], self.length)
         by_head(scores, heads).copy_(self.bias)  # the product comes on top: the bias after it takes a pass more
-        # of bfloat16 the scaling is 1, as oneDNN may multiply what is there by it too
-        scores.baddbmm_(query, key.transpose(1, 2), alpha=self.scaling)
+        if self.scaling is not None:  # not as `alpha`, by which oneDNN may multiply the bias too
+            query.mul_(self.scaling)
+        scores.baddbmm_(query, key.transpose(1, 2))
         attended = torch.bmm(torch.softmax(scores, dim=-1, out=scores), value)
         return attended.view(-1, heads, self.length, self.head_dim).transpose(1, 2).reshape(rows, dim)
 

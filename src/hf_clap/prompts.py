@@ -1,7 +1,7 @@
 """The words for a class: templates, ensembles of them, descriptions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -63,9 +63,11 @@ class Prompts:
         return {"templates": list(self.templates), **({"descriptions": described} if described else {})}
 
 
-def check_templates(templates: str | Sequence[str]) -> list[str]:
+def check_templates(templates: str | Iterable[str]) -> list[str]:
     """One template or several as a list, or a ValueError that says what is wrong with them."""
-    templates = list(templates) if isinstance(templates, Sequence) and not isinstance(templates, str) else [templates]
+    if isinstance(templates, str) or not isinstance(templates, Iterable):
+        templates = [templates]
+    templates = list(templates)
     if not templates:
         raise ValueError(f"There is no template; pass at least one, such as {DEFAULT_TEMPLATE!r}.")
     for template in templates:

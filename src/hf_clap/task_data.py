@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .tasks import HubData, Task, plain_label
+from .tasks import TRAIN_AND_TEST, HubData, Task, plain_label
 
 SEPARATOR = "|"  # between the labels of a clip that may have several, and between its captions
 
@@ -148,9 +148,15 @@ def _from_folders(task: Task, folders: Sequence[Path]) -> Iterator[Clip]:
                 audio=partial(str, path),
                 labels=_split(row.get("label")) if task.multi_label else [row.get("label") or ""],
                 captions=_split(row.get("caption")),
-                fold=(row.get("fold") or "").strip().casefold() or None,
+                fold=_fold(task, (row.get("fold") or "").strip()),
                 cluster=row.get("cluster") or None,
             )
+
+
+def _fold(task: Task, name: str) -> str | None:
+    """As the task writes it, whatever the upper case; those that it does not prescribe are the data's own."""
+    prescribed = {fold.casefold(): fold for fold in task.folds or TRAIN_AND_TEST}
+    return prescribed.get(name.casefold(), name) or None
 
 
 def _from_hub(task: Task) -> Iterator[Clip]:

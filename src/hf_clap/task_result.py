@@ -91,7 +91,7 @@ def read_results(files: Iterable[str | PathLike[str]]) -> list[TaskResult]:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
             for fields in document if document and isinstance(document, list) else [document]:
                 results.append(_as_result(fields))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{file} holds no results ({error}); name a file that `hf-clap eval` wrote.") from error
     return results
 

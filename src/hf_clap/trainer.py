@@ -358,9 +358,10 @@ class HfClapTrainer(Trainer):
 
     def _last_evaluation(self, prefix: str) -> dict[str, float]:
         """The log's last entry with metrics of that prefix: of the best weights, if the training ended with these."""
-        log, best = self.state.log_history, self.state.best_global_step
+        log, best = self.state.log_history, self.state.best_model_checkpoint
         if self._logged_in_training and self.args.load_best_model_at_end and best is not None:
-            in_training = [entry for entry in log[: self._logged_in_training] if entry["step"] == best]
+            step = int(best.rpartition("-")[2])
+            in_training = [entry for entry in log[: self._logged_in_training] if entry["step"] == step]
             log = in_training + log[self._logged_in_training :]
         return next((entry for entry in reversed(log) if f"{prefix}loss" in entry), {})
 
@@ -465,17 +466,17 @@ def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None
             raise ValueError("train_dataset is a stream of one pass in stored order; load it with training=True.")
         if args.train_sampling_strategy != "random":
             raise ValueError(f"train_sampling_strategy={args.train_sampling_strategy} is for lists; leave it out.")
+    elif hasattr(dataset, "column_names"):
+        raise TypeError(
+            f"train_dataset is a {type(dataset).__name__} of rows; pass load_pairs(dataset, "
+            "processor.feature_extractor), with its split if it has several."
+        )
     elif isinstance(dataset, IterableDataset):
         if args.world_size > 1:
             raise TypeError(
                 f"A {type(dataset).__name__} cannot be shared among processes; pass a stream of load_pairs, or pairs "
                 "with numbers and a length."
             )
-    elif hasattr(dataset, "column_names"):
-        raise TypeError(
-            f"train_dataset is a {type(dataset).__name__} of rows; pass load_pairs(dataset, "
-            "processor.feature_extractor), with its split if it has several."
-        )
     elif not _has_items(dataset):
         raise TypeError(
             f"train_dataset is a {type(dataset).__name__}; pass a stream of load_pairs, or pairs with a length."
