@@ -182,6 +182,16 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"hf-clap {hf_clap.__version__}\n"
 
 
+def test_the_package_runs_as_a_module():
+    finished = subprocess.run([sys.executable, "-m", "hf_clap", "--version"], capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (0, f"hf-clap {hf_clap.__version__}\n")
+
+
+def test_a_missing_folder_is_named_as_missing(capsys):
+    assert main(["tag", "nope/", "--labels", "dog"]) == 1
+    assert "'nope/' does not exist in the folder '.'; check the path" in capsys.readouterr().err
+
+
 def test_a_missing_file_is_reported_and_the_rest_go_on(folder, capsys):
     assert main(["tag", str(folder / "none.wav"), str(folder / "a noise.wav"), *LABELS, "--format", "json"]) == 1
     missing, found = json.loads(capsys.readouterr().out)

@@ -251,7 +251,7 @@ def _open_path(path: str, rate: Any, stack: ExitStack) -> Opened:
     try:
         file = stack.enter_context(open(path, "rb"))  # noqa: SIM115
     except FileNotFoundError as error:
-        folder = os.path.dirname(path) or os.curdir
+        folder = os.path.dirname(path.rstrip(os.sep)) or os.curdir
         raise FileNotFoundError(f"{name} does not exist in the folder {folder!r}; check the path.") from error
     except (OSError, ValueError) as error:
         advice = "is a folder; pass the files in it" if os.path.isdir(path) else f"cannot be opened ({error})"
