@@ -394,18 +394,25 @@ def test_where_sees_rows_as_they_are_stored(shards):
     [
         ({"caption": "text"}, "^There is no column text; there are audio, caption, label.$"),
         ({"audio": "json.wave"}, "^There is no column json.wave; there are audio, caption, label.$"),
-        (
-            {"template": "a sound"},
-            "^Template 'a sound' does not say where the label goes; write {} in its place, once",
-        ),
-        ({"template": []}, "^There is no template; pass at least one"),
         ({"buffer_size": 0}, "^buffer_size must be at least 1, and max_skipped a share between 0 and 1.$"),
         ({"max_skipped": 5}, "^buffer_size must be at least 1, and max_skipped a share between 0 and 1.$"),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(shards, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(PairError, match=sentence):
         load_pairs(shards, extractor(), **options)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("a sound", "^Template 'a sound' does not say where the label goes; write {} in its place, once"),
+        ([], "^There is no template; pass at least one"),
+    ],
+)
+def test_templates_that_cannot_be_are_one_sentence(shards, template, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_pairs(shards, extractor(), template=template)
 
 
 @pytest.mark.parametrize(

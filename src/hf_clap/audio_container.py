@@ -56,7 +56,7 @@ def read_behind_tag(file: Any, size: int) -> bytes:
 def open_container(name: str, file: Any, demuxer: str, stack: ExitStack, path: str | None) -> tuple[int, Blocks]:
     """Arguments and results as of `open_audio_file`. ffmpeg first, for it streams; torchcodec holds all samples."""
     if demuxer == "matroska" and _is_cut_matroska(file):
-        raise _damaged(name)
+        raise damaged(name)
     if path is None:  # decoders seek, so they want a file rather than a pipe
         path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf_clap_")), "audio")
         file.seek(0)
@@ -77,7 +77,8 @@ def open_container(name: str, file: Any, demuxer: str, stack: ExitStack, path: s
     return read_decoder(name, decoder)
 
 
-def _damaged(name: str) -> AudioError:
+def damaged(name: str) -> AudioError:
+    """The error of a file of which not all can be decoded."""
     return AudioError(f"{name} is truncated or damaged; copy or download it again.")
 
 
@@ -126,7 +127,7 @@ def _open_ffmpeg(name: str, ffmpeg: str, path: str, demuxer: str, stack: ExitSta
             samples = np.frombuffer(data, ">f4", len(data) // (4 * channels) * channels)
             yield samples.astype(np.float32).reshape(-1, channels)  # in this machine's order, as soxr wants it
         if process.wait() or any(complaint in messages() for complaint in COMPLAINTS):
-            raise _damaged(name)
+            raise damaged(name)
 
     return own_rate, blocks()
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import soundfile as sf
 
-from .audio_container import BLOCK_S, Blocks, demuxer_of, open_container, read_behind_tag
+from .audio_container import BLOCK_S, Blocks, damaged, demuxer_of, open_container, read_behind_tag
 from .waveform import AudioError
 
 MAX_BLOCK = 2**23  # samples of all channels: a header may state a thousand channels
@@ -97,7 +97,7 @@ def _read_sound(name: str, tell: Callable[[], int], size: int, sound: sf.SoundFi
             dtype = "int16" if is_int16 else "float32"
             block = sound.read(min(block_size, sound.frames - done), dtype=dtype, always_2d=True)
         except sf.LibsndfileError as error:
-            raise AudioError(f"{name} is truncated or damaged; copy or download it again.") from error
+            raise damaged(name) from error
         if not len(block):
             break
         done += len(block)

@@ -70,7 +70,8 @@ def load_pairs(
         PairStream: an iterable data set for `PairLoader`, PyTorch's `DataLoader` or a Trainer (with `max_steps`).
 
     Raises:
-        ValueError: if a column is missing, or for a source or settings that cannot be used.
+        PairError: if a column is missing, or for a source or settings that cannot be used.
+        ValueError: for a template that does not say where the label goes.
 
     Example:
 

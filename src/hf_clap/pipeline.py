@@ -367,6 +367,7 @@ def _as_device(device: str | int | torch.device) -> torch.device:
 
 
 def check_positive_int(name: str, value: Any) -> None:
+    """A ValueError that names the argument where it is no whole number of at least 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} is not possible; pass a whole number of at least 1.")
 

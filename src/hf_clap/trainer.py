@@ -34,7 +34,7 @@ from .optimization import (
 )
 from .pair_loader import PairLoader
 from .retrieval import retrieval_metrics
-from .training_checkpoint import last_checkpoint, new_checkpoint
+from .training_checkpoint import check_complete, last_checkpoint, new_checkpoint
 
 EVALUATION_CHUNK = 1024  # rows of the logits of the whole evaluation set that are in memory at a time
 
@@ -184,7 +184,7 @@ class HfClapTrainer(Trainer):
             state = Path(resume_from_checkpoint, TRAINER_STATE_NAME)
             if not state.is_file():
                 raise FileNotFoundError(f"{resume_from_checkpoint} has no {TRAINER_STATE_NAME}; name a checkpoint.")
-            _check_complete(Path(resume_from_checkpoint))
+            check_complete(Path(resume_from_checkpoint))
             steps = TrainerState.load_from_json(str(state)).global_step
             if 0 < self.args.max_steps <= steps:
                 raise ValueError(f"{resume_from_checkpoint} is the end of its run of {steps} steps; raise max_steps.")
@@ -446,16 +446,6 @@ def _check_effects(args: HfClapTrainingArguments, options: dict[str, Any]) -> No
     optimizer, _ = options.get("optimizers") or (None, None)
     if optimizer is not None and (args.audio_learning_rate, args.text_learning_rate) != (None, None):
         raise ValueError("optimizers has its own rates; leave out audio_learning_rate and text_learning_rate.")
-
-
-def _check_complete(checkpoint: Path) -> None:
-    parts = ["optimizer", "scheduler", "rng_state"]
-    missing = [part for part in parts if not any(checkpoint.glob(f"{part}*"))]
-    if missing and not any(checkpoint.glob("global_step*")):  # DeepSpeed keeps its own
-        raise FileNotFoundError(
-            f"{checkpoint} lacks {', '.join(missing)} and cannot be gone on from; write checkpoints without "
-            "save_only_model, or load its weights into a new run."
-        )
 
 
 def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None:

@@ -75,6 +75,17 @@ def last_checkpoint(run: str | os.PathLike[str]) -> Path | None:
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
+def check_complete(checkpoint: Path) -> None:
+    """A FileNotFoundError where a checkpoint of `Trainer` lacks what a run goes on from beside its weights."""
+    parts = ["optimizer", "scheduler", "rng_state"]
+    missing = [part for part in parts if not any(checkpoint.glob(f"{part}*"))]
+    if missing and not any(checkpoint.glob("global_step*")):  # DeepSpeed keeps its own
+        raise FileNotFoundError(
+            f"{checkpoint} lacks {', '.join(missing)} and cannot be gone on from; write checkpoints without "
+            "save_only_model, or load its weights into a new run."
+        )
+
+
 def keep_settings(run: str | os.PathLike[str], settings: Mapping[str, Any], is_main: bool = True) -> None:
     """
     Keep what a run is started with, in its folder, so that it goes on with the same or not at all: a checkpoint holds
