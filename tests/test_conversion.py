@@ -359,19 +359,39 @@ def test_a_folder_of_something_else_is_refused(clap, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_are_one_checkpoint(clap, tmp_path):
+@pytest.mark.parametrize(("suffix", "index"), [("safetensors", "model"), ("bin", "pytorch_model")])
+def test_shards_are_one_checkpoint(clap, tmp_path, suffix, index):
     peer, theirs, folder = clap
     shutil.copytree(theirs, tmp_path / "theirs", ignore=shutil.ignore_patterns("*.safetensors"))
     peer.save_pretrained(tmp_path / "theirs", max_shard_size="200KB")
-    shards = sorted((tmp_path / "theirs").glob("*.safetensors"))
+    if suffix == "bin":
+        pickle_shards(tmp_path / "theirs")
+    shards = sorted((tmp_path / "theirs").glob(f"*.{suffix}"))
     assert len(shards) > 1
     convert_checkpoint(tmp_path / "theirs", tmp_path / "ours", "transformers")
     whole, of_shards = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "ours"))
     assert whole.keys() == of_shards.keys()
     assert all(torch.equal(whole[name], of_shards[name]) for name in whole)
+    shards[0].write_bytes(shards[0].read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"^{shards[0].name} is damaged, cut short"):
+        convert_checkpoint(tmp_path / "theirs", tmp_path / "again", "transformers")
     shards[0].unlink()
     with pytest.raises(OSError, match=shards[0].name):
         convert_checkpoint(tmp_path / "theirs", tmp_path / "again", "transformers")
+    (tmp_path / "theirs" / f"{index}.{suffix}.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"^{index}.{suffix}.index.json is damaged, cut short"):
+        convert_checkpoint(tmp_path / "theirs", tmp_path / "again", "transformers")
+
+
+def pickle_shards(folder):
+    """Shards as transformers 4 wrote them."""
+    for shard in folder.glob("*.safetensors"):
+        torch.save(load_file(shard), shard.with_name(f"pytorch_{shard.stem}.bin"))
+        shard.unlink()
+    index = (folder / "model.safetensors.index.json").read_text()
+    index = index.replace(".safetensors", ".bin").replace("model-", "pytorch_model-")
+    (folder / "pytorch_model.bin.index.json").write_text(index)
+    (folder / "model.safetensors.index.json").unlink()
 
 
 @pytest.mark.parametrize("clap", ["unfused"], indirect=True)

@@ -34,7 +34,15 @@ MAY_IMPORT = {
     "folded_conv": {"derived", "linear"},
     "prepared_stage": {"attention", "derived", "linear"},
     "unpadded_encoder": {"derived", "linear"},
-    "modeling_htsat": {"attention", "configuration_hf_clap", "linear", "modeling_audio_tower", "prepared_stage"},
+    "stretch": {"linear"},
+    "modeling_htsat": {
+        "attention",
+        "configuration_hf_clap",
+        "linear",
+        "modeling_audio_tower",
+        "prepared_stage",
+        "stretch",
+    },
     "modeling_patch_cnn": {"configuration_hf_clap", "linear", "modeling_audio_tower"},
     "modeling_hf_clap": {
         "configuration_hf_clap",

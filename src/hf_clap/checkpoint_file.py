@@ -86,7 +86,12 @@ KINDS: dict[str, Kind] = {
     ),
     "transformers": Kind(
         repository=None,
-        files=("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+        files=(
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        ),
         marker="audio_model.audio_encoder.batch_norm.weight",
         tokenizer=None,
         max_tokens=None,
@@ -168,12 +173,23 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
     Raises:
         ValueError: for a file that is damaged, may hold code, or is of another kind.
     """
-    loaded: Any
+    loaded: StateDict = {}
+    for part in _shards(file) or [file]:
+        loaded |= _weights(part)
+    if all(name.startswith("module.") for name in loaded):  # of training on several GPUs
+        loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    marker = KINDS[kind].marker
+    if marker not in loaded:
+        others = [name for name, other in KINDS.items() if other.marker in loaded]
+        reason = f"it looks like {others[0]}" if others else f"it has no {marker}"
+        raise ValueError(f"{file.name} is not a checkpoint of kind {kind}: {reason}; check the file and the kind.")
+    return loaded
+
+
+def _weights(file: Path) -> StateDict:
     try:
-        if shards := _shards(file):
-            loaded = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
-        elif file.suffix == ".safetensors":
-            loaded = load_file(file)
+        if file.suffix == ".safetensors":
+            loaded: Any = load_file(file)
         else:
             with torch.serialization.safe_globals(NUMPY_NUMBERS):
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
@@ -188,7 +204,7 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
                 f"{file.name} holds {code[1]} besides weights, which may run code, and was not read; save its weights "
                 "alone, or get it elsewhere."
             ) from error
-        raise ValueError(f"{file.name} is damaged, cut short or no checkpoint; get it anew.") from error
+        raise ValueError(_damaged(file)) from error
     for key in WEIGHTS_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -197,13 +213,6 @@ def read_checkpoint(file: Path, kind: str) -> StateDict:
         for name, value in loaded.items()
     ):
         raise ValueError(f"{file.name} holds something else than weights; check the file and the kind.")
-    if all(name.startswith("module.") for name in loaded):  # of training on several GPUs
-        loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-    marker = KINDS[kind].marker
-    if marker not in loaded:
-        others = [name for name, other in KINDS.items() if other.marker in loaded]
-        reason = f"it looks like {others[0]}" if others else f"it has no {marker}"
-        raise ValueError(f"{file.name} is not a checkpoint of kind {kind}: {reason}; check the file and the kind.")
     return loaded
 
 
@@ -211,5 +220,12 @@ def _shards(file: Path) -> list[Path]:
     """The files beside it among which an index shares the weights; none where it is no index."""
     if not file.name.endswith(INDEX_SUFFIX):
         return []
-    names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
-    return [file.with_name(name) for name in sorted(names)]
+    try:
+        names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        return [file.with_name(name) for name in sorted(names)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(_damaged(file)) from error
+
+
+def _damaged(file: Path) -> str:
+    return f"{file.name} is damaged, cut short or no checkpoint; get it anew."

@@ -15,6 +15,7 @@ from .configuration_hf_clap import HfClapHtsatConfig
 from .linear import Conv2d, Linear
 from .modeling_audio_tower import HfClapAudioTower
 from .prepared_stage import StagePreparation
+from .stretch import stretch
 
 # What LAION and msclap add to the attention between patches that only the cyclic shift made neighbours.
 SHIFT_PENALTY = -100.0
@@ -373,6 +374,6 @@ class HfClapHtsatModel(HfClapAudioTower):
         """(batch, channels, frames, mels) -> (batch, channels, image_size, image_size)"""
         frames = self.config.max_frames
         if features.shape[2] != frames:
-            features = F.interpolate(features, (frames, features.shape[3]), mode="bicubic", align_corners=True)
+            features = stretch(features, frames)
         pieces = features.unflatten(2, (self.config.freq_ratio, -1))  # (batch, channels, pieces, width, mels)
         return pieces.transpose(3, 4).flatten(2, 3)
