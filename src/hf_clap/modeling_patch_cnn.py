@@ -116,7 +116,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             )
         patch_frames = self.config.patch_frames
         if input_features_mask is None or not batch:
-            lengths = torch.full((batch,), frames, device=input_features.device)
+            lengths = torch.full((batch,), frames, dtype=torch.long, device=input_features.device)
             shortest = longest = frames  # known without looking, so that a compiler need not stop here
         else:
             lengths = input_features_mask.bool().sum(dim=1)
