@@ -896,11 +896,13 @@ sys.exit(max(main(call) for call in json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.parametrize("small", ["2022"], indirect=True)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(small, tmp_path):
     _, kind, source, tokenizer, folder = small
-    calls = [["convert", str(source), str(tmp_path / "out"), "--from", kind, "--tokenizer", str(tokenizer)]]
-    if kind == "msclap-2022":
-        calls.append(["convert", str(folder), str(tmp_path / "out.pth"), "--to", kind])
+    calls = [
+        ["convert", str(source), str(tmp_path / "out"), "--from", kind, "--tokenizer", str(tokenizer)],
+        ["convert", str(folder), str(tmp_path / "out.pth"), "--to", kind],
+    ]
     finished = subprocess.run([sys.executable, "-c", LIMITED, json.dumps(calls)], capture_output=True, text=True)
     assert finished.returncode == 2
     assert finished.stderr.count("cannot be written") == len(calls)
@@ -921,6 +923,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("small", ["2023"], indirect=True)
 def test_who_is_interrupted_tidies_up(small, tmp_path):
     _, kind, source, tokenizer, _ = small
     call = ["convert", str(source), str(tmp_path / "out"), "--from", kind, "--tokenizer", str(tokenizer)]

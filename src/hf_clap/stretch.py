@@ -15,7 +15,7 @@ Tap = tuple[torch.Tensor, torch.Tensor]  # rows, and their weights
 def stretch(features: torch.Tensor, frames: int) -> torch.Tensor:
     """
     `torch.nn.functional.interpolate` with `mode="bicubic", align_corners=True` for as many bins as there are, which on
-    a CPU takes five times as long: it adds up 16 values for each, and 12 of them times zero.
+    a CPU takes two to four times as long: it adds up 16 values for each, and 12 of them times zero.
 
     Args:
         features: `(batch, channels, any frames, bins)`.
