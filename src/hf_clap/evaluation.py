@@ -171,9 +171,10 @@ def _folds(embedded: EmbeddedTask, seed: int) -> tuple[dict[str, tuple[np.ndarra
     """Of each fold the numbers of the clips to learn from and of those to test on, and who made the folds."""
     task = embedded.task
     given = np.array([clip.fold or "" for clip in embedded.clips])
-    if (given == "").all() and not task.folds:
+    lacking = given == ""
+    if lacking.all() and not task.folds:
         return _deal(embedded, seed), f"{DEALT_FOLDS} at most, dealt out by class and cluster"
-    if (given == "").any():
+    if lacking.any():
         raise ValueError(
             f"{task.title} needs a fold for each clip ({', '.join(task.folds) or 'of your own'}); add the column fold."
         )

@@ -116,6 +116,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
             )
         patch_frames = self.config.patch_frames
         if input_features_mask is None or not batch:
+            # the dtype is said for ONNX: exporters before PyTorch 2.13's take a count for a float
             lengths = torch.full((batch,), frames, dtype=torch.long, device=input_features.device)
             shortest = longest = frames  # known without looking, so that a compiler need not stop here
         else:

@@ -43,7 +43,7 @@ def stretch(features: torch.Tensor, frames: int) -> torch.Tensor:
     (rows, weights), *others = _taps(features.shape[2], frames, dtype)
     stretched = wide.index_select(2, rows) * weights
     for rows, weights in others:
-        stretched = torch.addcmul(stretched, wide.index_select(2, rows), weights)
+        stretched.addcmul_(wide.index_select(2, rows), weights)
     return stretched.to(features.dtype)
 
 
