@@ -34,6 +34,13 @@ def test_scores_lie_where_and_as_they_are():
     ]
 
 
+def test_every_window_of_a_long_recording_is_drawn():
+    spans = [(start, start + 2.0) for start in range(0, 10800, 2)]  # 3 h
+    for loud in spans[100::700]:
+        predictions = [{"label": "dog", "score": float(span == loud), "timestamp": span} for span in spans]
+        assert _score_grid(predictions, 10800.0)[1].max() == 1.0
+
+
 def test_envelope_holds_every_peak():
     waveform = np.zeros(48000, np.float32)
     waveform[12345], waveform[40000] = 0.5, -0.25

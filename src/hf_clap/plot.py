@@ -1,5 +1,6 @@
 """Pictures of results. Needs matplotlib (in the extra `eval`)."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ except ImportError as error:
     raise ImportError('Plots need matplotlib: run `pip install "hf_clap[eval]"`.') from error
 
 MAX_LABELS = 12  # that are drawn, those with the highest scores; more cannot be read
-COLUMNS = 2000  # of the picture, along time
+COLUMNS = 500  # of the scores, along time: a pixel each at least, also beside long labels
 ENVELOPE_S = 0.01  # of a waveform only the least and greatest sample of such a stretch are kept
 
 
@@ -181,11 +182,12 @@ def _envelope(blocks: Iterable[np.ndarray], sampling_rate: int) -> tuple[np.ndar
     """Least and greatest sample of every stretch of 10 ms, and the length in seconds."""
     lows, highs, samples = [], [], 0
     for block in blocks:
-        for piece in np.array_split(block, max(1, round(len(block) / (ENVELOPE_S * sampling_rate)))):
-            lows.append(piece.min())
-            highs.append(piece.max())
+        count = max(1, round(len(block) / (ENVELOPE_S * sampling_rate)))
+        starts = np.arange(count) * len(block) // count
+        lows.append(np.minimum.reduceat(block, starts))
+        highs.append(np.maximum.reduceat(block, starts))
         samples += len(block)
-    return np.array(lows), np.array(highs), samples / sampling_rate
+    return np.concatenate(lows), np.concatenate(highs), samples / sampling_rate
 
 
 def _score_grid(predictions: list[dict[str, Any]], seconds: float) -> tuple[list[str], np.ndarray]:
@@ -197,7 +199,8 @@ def _score_grid(predictions: list[dict[str, Any]], seconds: float) -> tuple[list
     grid = np.zeros((len(labels), COLUMNS))
     for prediction in predictions:
         if prediction["label"] in labels:
-            start, end = (round(second / seconds * COLUMNS) for second in prediction["timestamp"])
+            start, end = (second / seconds * COLUMNS for second in prediction["timestamp"])
+            touched = slice(math.floor(start), math.ceil(end))  # a column at least, however long the recording is
             row = grid[labels.index(prediction["label"])]
-            row[start:end] = np.maximum(row[start:end], prediction["score"])
+            row[touched] = np.maximum(row[touched], prediction["score"])
     return labels, grid
