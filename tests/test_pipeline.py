@@ -560,10 +560,19 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
         hf_clap.pipeline(tmp_path)
 
 
-def test_a_setting_that_is_none_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"projection": "nope"}, "nope"),
+        ({"projection_dim": -1}, "projection_dim=-1 is not possible; it must be more than 0"),
+        ({"model_type": "nope"}, "nope"),
+        ("{", "not a valid JSON file"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_named(content, reason, tmp_path):
     settings = json.loads(Path(hf_clap.TINY, "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"projection": "nope"}))
-    with pytest.raises(ValueError, match=r"^The config\.json of .* cannot be used \(.*nope.*\); correct it\.$"):
+    (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(settings | content))
+    with pytest.raises(ValueError, match=rf"^The config\.json of .* cannot be used \(.*{reason}.*\); correct it\.$"):
         hf_clap.pipeline(tmp_path)
 
 

@@ -43,10 +43,11 @@ def check_checkpoint(source: str, revision: str = "main") -> None:
         )
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except StrictDataclassError as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]
-        raise ValueError(f"The config.json of {source!r} cannot be used ({reason}); correct it.") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (StrictDataclassError, OSError, ValueError, KeyError) as error:
+        # transformers has a ValueError for a folder without one too
+        if Path(source, "config.json").is_file() or not (isinstance(error, OSError) or Path(source).is_dir()):
+            reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
+            raise ValueError(f"The config.json of {source!r} cannot be used ({reason}); correct it.") from error
         raise OSError(
             f"{source!r} is neither a folder with a checkpoint in it nor a model on the Hub within reach"
             f"{'' if revision == 'main' else f' at the revision {revision!r}'}; check the name and the network."
