@@ -174,6 +174,9 @@ def test_fingerprints_follow_the_model(small_checkpoint):
     assert [getattr(tagger.embedder, name) for name in names] == before
 
 
-def test_name_of_the_model(tiny_model, processor):
+def test_name_of_the_model(tiny_model, processor, monkeypatch):
+    assert Embedder(tiny_model, processor).name == "tiny"
+    monkeypatch.chdir(hf_clap.TINY)
+    monkeypatch.setattr(tiny_model.config, "_name_or_path", ".")
     assert Embedder(tiny_model, processor).name == "tiny"
     assert Embedder(tiny_model, processor).revision is None

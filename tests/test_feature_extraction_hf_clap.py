@@ -332,6 +332,7 @@ def test_random_crop_needs_a_generator(yamnet):
         ({"mel_scale": "bark"}, ValueError, "mel_scale='bark' is not possible; choose one of 'slaney', 'htk'"),
         ({"max_length_s": 0}, ValueError, "max_length_s=0 is not possible"),
         ({"hop_length": 0}, ValueError, "hop_length=0 is not possible"),
+        ({"win_length": 0}, ValueError, "win_length=0 is not possible"),
         ({"hop_length": 320.5}, ValueError, "hop_length=320.5 is not possible; it must be a whole number"),
         ({"max_length_s": float("inf")}, ValueError, "max_length_s=inf is not possible"),
         ({"log_floor": 0.0}, ValueError, "log_floor=0.0 is not possible"),

@@ -281,7 +281,7 @@ class Embedder:
     def name(self) -> str:
         """Hub id of the model, or the name of its folder."""
         source = str(getattr(self.model.config, "_name_or_path", ""))
-        return Path(source).name if Path(source).is_dir() else source or type(self.model).__name__
+        return Path(source).resolve().name if Path(source).is_dir() else source or type(self.model).__name__
 
     @property
     def revision(self) -> str | None:

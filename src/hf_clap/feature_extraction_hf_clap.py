@@ -121,7 +121,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         # Trainer's collator would make a mask that no tower takes
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs | {"return_attention_mask": False})
         self.n_fft = n_fft
-        self.win_length = win_length or n_fft
+        self.win_length = n_fft if win_length is None else win_length
         self.hop_length = hop_length
         self.center = center
         self.f_min = f_min
