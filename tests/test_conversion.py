@@ -544,7 +544,7 @@ def test_clapcap_says_what_msclap_would(clapcap, shared):
     assert (config.mapper_mlp_ratio, config.text_config.n_head) == (2.0, 4)
     inputs = processor(audio=[golden["wave"], tone(2.0, 44100)], sampling_rate=44100)
     with torch.inference_mode():
-        _, embeds = model._embed_audio(inputs["input_features"], None, inputs["windows_per_clip"], None)
+        _, embeds = model._embed_audio(**inputs)
     expected = golden["audio_embed"] / np.linalg.norm(golden["audio_embed"])
     assert worst(embeds[:1], expected) < 1e-4
     layers = model.mapper.layers

@@ -79,7 +79,7 @@ def test_the_mapper_is_msclaps(model):
 def greedy_by_hand(model, features, tokens):
     """As msclap's `_generate_beam` with one beam and no stop: the whole sequence anew for each token."""
     with torch.inference_mode():
-        _, embeds = model._embed_audio(features, None, None, None)
+        _, embeds = model._embed_audio(features)
         hidden = model.mapper(embeds)
         said = []
         for _ in range(tokens):

@@ -188,19 +188,6 @@ def window_and_hop(extractor: HfClapFeatureExtractor, window_s: float | None, ho
     return max(1, round(window_s * rate)), max(1, round(hop_s * rate))
 
 
-def embed_windows(model: HfClapModel, windows: Sequence[BatchFeature]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the audio tower gives, `(windows, hidden_size)`, and embeddings `(windows, dim)`: float32, on the CPU."""
-    features = {name: torch.cat([window[name] for window in windows]).to(model.device) for name in windows[0]}
-    output: Any
-    output, embeds = model._embed_audio(
-        features["input_features"],
-        features.get("input_features_mask"),
-        features.get("windows_per_clip"),  # of ones
-        features.get("is_longer"),
-    )
-    return output.pooler_output.float().cpu(), embeds.float().cpu()
-
-
 @torch.inference_mode()
 def embed_texts(model: HfClapModel, processor: HfClapProcessor, texts: Sequence[str]) -> torch.Tensor:
     """`(texts, dim)`, L2-normalised. Batches of like length, so that little of them is padding."""
@@ -395,10 +382,13 @@ class Embedder:
 
     @torch.inference_mode()
     def hear(self, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the audio tower gives, `(windows, hidden_size)`, and embeddings: float32, on the CPU."""
+        """The tower's `(windows, hidden_size)` and the embeddings `(windows, dim)`: float32, on the CPU."""
+        model: Any = self.model
         # another device than the CPU takes one batch at a time, for its memory's sake
-        with nullcontext() if self.model.device.type == "cpu" else self._device_lock:
-            return embed_windows(self.model, windows)
+        with nullcontext() if model.device.type == "cpu" else self._device_lock:
+            features = {name: torch.cat([window[name] for window in windows]).to(model.device) for name in windows[0]}
+            output, embeds = model._embed_audio(**features)
+            return output.pooler_output.float().cpu(), embeds.float().cpu()
 
     @torch.inference_mode()
     def group(

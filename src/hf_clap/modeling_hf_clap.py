@@ -163,9 +163,9 @@ class HfClapPreTrainedModel(PreTrainedModel):
     def _embed_audio(
         self,
         input_features: torch.Tensor,
-        input_features_mask: torch.Tensor | None,
-        windows_per_clip: torch.Tensor | None,
-        is_longer: torch.Tensor | None,
+        input_features_mask: torch.Tensor | None = None,
+        windows_per_clip: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """The tower's output and the embeddings `(clips, projection_dim)`."""
         output = self._hear(input_features, input_features_mask, is_longer)
