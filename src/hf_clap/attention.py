@@ -68,7 +68,10 @@ def eager_attention_forward(
     """Attention written out, with the arguments of transformers' interface; heads before positions."""
     heads = query.shape[1]
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-    scores = by_head(attention_scores(query, key, scaling), heads)
+    if key.dtype == torch.bfloat16:
+        key = key.contiguous()  # else oneDNN's product copies it number by number
+    unused_sum = query.new_empty(1, 1, 1)  # times beta=0: the product is scaled without a pass of its own
+    scores = by_head(torch.baddbmm(unused_sum, query, key.transpose(1, 2), beta=0, alpha=scaling), heads)
     if attention_mask is not None:
         # in place it has a gradient that copies all scores twice
         scores = scores + attention_mask if scores.requires_grad else scores.add_(attention_mask)
@@ -77,14 +80,6 @@ def eager_attention_forward(
     weights = F.dropout(weights, dropout, module.training)
     attended = by_head(torch.bmm(weights.flatten(0, 1), value), heads)
     return attended.transpose(1, 2).contiguous(), weights
-
-
-def attention_scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """`(batch * heads, length, length)`, of queries and keys that are `(batch * heads, length, head_dim)`."""
-    if key.dtype == torch.bfloat16:
-        key = key.contiguous()  # else oneDNN's product copies it number by number
-    unused_sum = query.new_empty(1, 1, 1)  # times beta=0: the product is scaled without a pass of its own
-    return torch.baddbmm(unused_sum, query, key.transpose(1, 2), beta=0, alpha=scaling)
 
 
 def by_head(matrices: torch.Tensor, heads: int) -> torch.Tensor:

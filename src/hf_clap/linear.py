@@ -1,5 +1,6 @@
 """Linear layers and convolutions at the speed that a CPU has, which PyTorch misses where it does not compile."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -194,17 +195,11 @@ def is_slow_on_cpu(dtype: torch.dtype) -> bool:
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """What this PyTorch and CPU have oneDNN for, by operators that are not PyTorch's public face."""
     hidden, weight, bias = torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(1)
-    try:
-        with torch.no_grad():
-            if not (
-                nothing_rewrites(hidden) and torch.equal(onednn_linear(hidden, weight, bias), torch.full((1, 1), 4.0))
-            ):
-                return ()
-            return (
-                (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
-            )
-    except (AttributeError, RuntimeError, TypeError):
-        return ()
+    with suppress(AttributeError, RuntimeError, TypeError), torch.no_grad():
+        if nothing_rewrites(hidden) and torch.equal(onednn_linear(hidden, weight, bias), torch.full((1, 1), 4.0)):
+            bfloat16 = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+            return (torch.float32, *bfloat16)
+    return ()
 
 
 ONEDNN_DTYPES = _onednn_dtypes()

@@ -92,9 +92,26 @@ class LogMel:
         """That a waveform must have: reflection takes samples from around the first and the last."""
         return self._reflected + 1 if self.center else self.win_length
 
+    @lru_cache(maxsize=16)  # noqa: B019, by settings, of which there are few
     def constants(self, device: torch.device, dtype: torch.dtype) -> "Constants":
-        """The window and the mel filter bank, as tensors on `device`."""
-        return _constants(self, device, dtype)
+        """The window and the mel filter bank on `device`, computed in float64 and then rounded to `dtype`."""
+        mel = mel_filter_bank(
+            self.n_fft // 2 + 1,
+            self.feature_size,
+            self.f_min,
+            self.f_max,
+            self.mel_sampling_rate,
+            norm=self.mel_norm,
+            # transformers' name for the HTK scale with straight sides in mel; the two scales differ in the 6th digit
+            mel_scale="kaldi" if self.mel_scale == "htk" and self.mel_triangles == "mel" else self.mel_scale,
+            triangularize_in_mel_space=self.mel_triangles == "mel",
+        )
+        with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
+            window = torch.hann_window(self.win_length, periodic=True, dtype=torch.float64).to(device, dtype)
+            filters = torch.from_numpy(mel).to(device, dtype)
+            bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
+            first_bin, last_bin = bins[0], bins[-1] + 1
+            return Constants(window, filters, UsedBins(first_bin, last_bin, filters[first_bin:last_bin].T))
 
     def mel_bank(self) -> torch.Tensor:
         """The mel filter bank `(n_fft // 2 + 1, mels)`, as torchlibrosa's `melW`."""
@@ -214,25 +231,3 @@ class Constants(NamedTuple):
     window: torch.Tensor
     mel: torch.Tensor
     used: UsedBins
-
-
-@lru_cache(maxsize=16)
-def _constants(of: LogMel, device: torch.device, dtype: torch.dtype) -> Constants:
-    """Computed in float64, then rounded to `dtype`."""
-    mel = mel_filter_bank(
-        of.n_fft // 2 + 1,
-        of.feature_size,
-        of.f_min,
-        of.f_max,
-        of.mel_sampling_rate,
-        norm=of.mel_norm,
-        # transformers' name for the HTK scale with straight sides in mel; the two scales differ in the 6th digit
-        mel_scale="kaldi" if of.mel_scale == "htk" and of.mel_triangles == "mel" else of.mel_scale,
-        triangularize_in_mel_space=of.mel_triangles == "mel",
-    )
-    with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
-        window = torch.hann_window(of.win_length, periodic=True, dtype=torch.float64).to(device, dtype)
-        filters = torch.from_numpy(mel).to(device, dtype)
-        bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
-        first_bin, last_bin = bins[0], bins[-1] + 1
-        return Constants(window, filters, UsedBins(first_bin, last_bin, filters[first_bin:last_bin].T))
