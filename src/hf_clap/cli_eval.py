@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .array_cache import DEFAULT_FOLDER, ArrayCache
 from .benchmark_card import benchmark_card
 from .cli_options import add_batch_size, add_model, at_least_one, file_to_write
+from .comparison import ALPHA, OF_CLASSES, compare
 from .embedding import Embedder
 from .model_card import write_card
 from .pipeline import pipeline
@@ -268,7 +269,7 @@ def _plot(folder: Path, number: str, result: TaskResult) -> None:
     if not result.per_class:
         return
     name = f"{result.task}-{result.setting}{number}"
-    metric = "average_precision" if result.metric == "mAP" else "f1"
+    metric = OF_CLASSES.get(result.metric, "f1")
     values = {label: row[metric] for label, row in result.per_class.items()}
     title = f"{result.title}, {result.setting}: {result.metric} {result.value:.3f}"
     plot_classes(folder / f"{name}-classes.png", title, values, metric.replace("_", " "))
@@ -289,8 +290,6 @@ def prompt_in_words(result: TaskResult) -> str:
 
 
 def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from .comparison import ALPHA, compare
-
     changed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
     if given := [name for name in changed if name not in OF_A_COMPARISON]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)

@@ -6,11 +6,8 @@ from typing import NamedTuple
 from .task_result import TaskResult
 
 ALPHA = 0.05  # below which a difference is called significant
-OF_CLASSES = {
-    "mAP": "average_precision",
-    "macro F1": "f1",
-    "recall": "recall",
-}  # metrics that are means of values of classes
+# Metrics that are means of values of classes, and what these are called in a result.
+OF_CLASSES = {"mAP": "average_precision", "macro F1": "f1", "recall": "recall"}
 
 
 class Comparison(NamedTuple):
@@ -56,19 +53,16 @@ def compare(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[C
 
 
 def _pairs(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> list[tuple[TaskResult, TaskResult]]:
+    def alike(one: TaskResult, results: Sequence[TaskResult]) -> list[TaskResult]:
+        return [other for other in results if (other.task, other.setting) == (one.task, one.setting)]
+
     pairs = []
     for one in first:
-        for with_prompt in (False, True):
-            partners = [
-                other
-                for other in second
-                if (other.task, other.setting) == (one.task, one.setting)
-                and (not with_prompt or other.prompt == one.prompt)
-            ]
-            same = [other for other in first if (other.task, other.setting) == (one.task, one.setting)]
-            if len(partners) == 1 and (with_prompt or len(same) == 1):
-                pairs.append((one, partners[0]))
-                break
+        partners = alike(one, second)
+        if len(partners) > 1 or len(alike(one, first)) > 1:
+            partners = [other for other in partners if other.prompt == one.prompt]
+        if len(partners) == 1:
+            pairs.append((one, partners[0]))
     return pairs
 
 
