@@ -134,7 +134,6 @@ class HfClapPipeline:
         hop_s: float | None = None,
         sampling_rate: int | None = None,
         on_error: str = "raise",
-        **unknown: Any,
     ) -> Iterator[Any]:
         """
         One result for each input, in order. Inputs are read and heard in parallel, on each core a group of
@@ -142,10 +141,6 @@ class HfClapPipeline:
         however many and however long the inputs are. Arguments and results as in `__call__`; they are checked at the
         call.
         """
-        if unknown:
-            raise TypeError(
-                f"There is no option {', '.join(sorted(unknown))}; help(hf_clap.HfClapPipeline.__call__) lists all."
-            )
         if isinstance(inputs, (str, bytes, PathLike, Mapping)):
             raise TypeError("iterate takes several inputs; pass a list, or call the pipeline itself with one.")
         if top_k is not None:
