@@ -209,19 +209,16 @@ MAY_IMPORT = {
     },
     "__main__": {"cli"},
 }
-TRAVELS = [name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")] + [
-    "attention",
-    "derived",
-    "folded_conv",
-    "freed_memory",
-    "linear",
-    "log_mel",
-    "losses",
-    "prepared_stage",
-    "projections",
-    "unpadded_encoder",
-    "waveform",
-]
+
+
+def with_imports(names):
+    """Modules, and all that they import of ours."""
+    return names and names | with_imports(set().union(*(MAY_IMPORT[name] for name in names)))
+
+
+TRAVELS = sorted(
+    with_imports({name for name in MAY_IMPORT if name.endswith("_hf_clap") or name.startswith("modeling_")})
+)
 
 
 def imports_of(name):
