@@ -28,7 +28,7 @@ QUIET += ["--disable-component-update", "--disable-quic"]
 def serve(folder: Path) -> Iterator[str]:
     """`hf-clap demo` with an index of the example sounds, started in `folder`; yields its address."""
     index = folder / "sounds.parquet"
-    command = [sys.executable, "-m", "hf_clap.cli"]
+    command = [sys.executable, "-m", "hf_clap"]
     subprocess.run([*command, "embed", SOUNDS, "-o", index, "--window", "4"], check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -228,7 +228,7 @@ def test_a_name_that_is_no_text_ends_nothing(tmp_path):
 def test_a_reader_that_has_had_enough(tmp_path):
     for index in range(3):
         soundfile.write(tmp_path / f"{index}.wav", noise(1.0), 16000)
-    command = f"{sys.executable} -m hf_clap.cli tag {tmp_path} --labels dog | true"
+    command = f"{sys.executable} -m hf_clap tag {tmp_path} --labels dog | true"
     finished = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert finished.stderr == ""
 
@@ -236,7 +236,7 @@ def test_a_reader_that_has_had_enough(tmp_path):
 def test_the_installed_command_prints_only_the_document(folder):
     """As a script would call it: a process of its own, stdout a pipe."""
     finished = subprocess.run(
-        [sys.executable, "-m", "hf_clap.cli", "tag", str(folder), *LABELS, "--format", "json"],
+        [sys.executable, "-m", "hf_clap", "tag", str(folder), *LABELS, "--format", "json"],
         capture_output=True,
         text=True,
     )

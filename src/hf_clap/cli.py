@@ -133,6 +133,11 @@ def _tag(options: argparse.Namespace) -> int:
         raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
     if options.plot:
         from .plot import plot_timeline  # matplotlib is an extra: say so before the work, not after it
+    settings = {
+        "candidate_labels": _read_labels(options),
+        "hypothesis_template": options.template or DEFAULT_TEMPLATE,
+        "multi_label": options.multi_label,
+    }
     tagger = pipeline(
         options.model,
         device=options.device,
@@ -140,11 +145,6 @@ def _tag(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         backend=options.backend,
     )
-    settings = {
-        "candidate_labels": _read_labels(options),
-        "hypothesis_template": options.template or DEFAULT_TEMPLATE,
-        "multi_label": options.multi_label,
-    }
     results = tagger.iterate(
         paths,
         top_k=options.top_k,
@@ -260,7 +260,3 @@ def _csv_line(cells: list[Any]) -> str:
 
 
 FORMATS: dict[str, Callable[[Iterator[dict[str, Any]]], Iterator[str]]] = {"table": _table, "json": _json, "csv": _csv}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
