@@ -640,6 +640,8 @@ def test_a_precision_that_the_cpu_lacks_is_said(monkeypatch, caplog, dtype, of_t
 def test_model_objects_and_dtypes(tiny_tagger):
     with pytest.raises(ValueError, match="needs its processor"):
         hf_clap.pipeline(tiny_tagger.model)
+    with pytest.raises(ValueError, match="A model object has no revision to choose"):
+        hf_clap.pipeline(tiny_tagger.model, tiny_tagger.processor, revision="v1")
     with pytest.raises(ValueError, match="dtype='int8' is not possible"):
         hf_clap.pipeline(dtype="int8")
     with pytest.raises(ValueError, match="device='gpu' is not possible on this machine"):

@@ -23,6 +23,9 @@ class HfClapCnn14Config(PreTrainedConfig):
         block_dropout (`float`, defaults to 0.2): dropout after each block, in training.
         hidden_dropout (`float`, defaults to 0.5): dropout around the last linear layer, in training.
 
+    Raises:
+        ValueError: for sizes that do not fit together, or are not above 0.
+
     Example:
 
     ```python
@@ -177,6 +180,19 @@ class HfClapPatchCnnConfig(PreTrainedConfig):
         channels (`tuple[int, ...]`): output channels of each depthwise-separable convolution; the last one is the
             hidden size.
         strides (`tuple[int, ...]`): stride of each, as many as `channels`.
+
+    Raises:
+        ValueError: for sizes that do not fit together, or are not above 0.
+
+    Example:
+
+    ```python
+    >>> from hf_clap import HfClapPatchCnnConfig
+
+    >>> HfClapPatchCnnConfig(channels=(64, 128, 256), strides=(1, 2, 2)).hidden_size
+    256
+
+    ```
     """
 
     model_type = "hf_clap_patch_cnn"
@@ -303,6 +319,19 @@ class HfClapCaptioningConfig(PreTrainedConfig):
         mapper_layers (`int`, defaults to 8): its transformer layers.
         mapper_heads (`int`, defaults to 8): attention heads in each.
         mapper_mlp_ratio (`float`, defaults to 2.0): width of their MLPs over that of the language model.
+
+    Raises:
+        ValueError: for an unknown tower, or sizes that do not fit together or are not above 0.
+
+    Example:
+
+    ```python
+    >>> from hf_clap import HfClapCaptioningConfig
+
+    >>> HfClapCaptioningConfig(text_config={"model_type": "gpt2", "n_embd": 512}).text_config.hidden_size
+    512
+
+    ```
     """
 
     model_type = "hf_clap_captioning"

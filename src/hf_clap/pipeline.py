@@ -280,7 +280,7 @@ def pipeline(
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if it is not a hf_clap checkpoint, or a model comes without its processor.
+        ValueError: if it is not a hf_clap checkpoint, or a model comes without its processor or with a revision.
         ImportError: for `onnx`, where onnxruntime is not installed.
 
     Example:
@@ -309,6 +309,8 @@ def pipeline(
     if isinstance(model, HfClapModel):
         if processor is None:
             raise ValueError("A model object needs its processor; pass processor=HfClapProcessor.from_pretrained(…).")
+        if revision is not None:
+            raise ValueError("A model object has no revision to choose; pass its Hub id, or leave revision out.")
         loaded: Any = model if dtype is None else cast(Any, model).to(_as_dtype(dtype))
     else:
         if model is not None and not (isinstance(model, (str, PathLike)) and str(model)):
