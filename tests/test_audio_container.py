@@ -6,12 +6,14 @@ import stat
 import subprocess
 import sys
 import types
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 
+from hf_clap import audio_container
 from hf_clap.audio import iter_audio, load_audio
 from hf_clap.waveform import AudioError
 
@@ -87,6 +89,26 @@ def test_what_ffmpeg_cannot_decode_or_finds_cut_is_refused(fake_ffmpeg):
     (fake_ffmpeg / "log").write_text("stream 0, offset 0x16733: partial file\n")
     with pytest.raises(AudioError, match="is truncated or damaged"):
         load_audio(NO_AUDIO, RATE)
+
+
+def test_blocks_are_no_larger_however_many_channels_a_file_has(fake_ffmpeg, monkeypatch):
+    samples = noise(1, channels=32)
+    sf.write(fake_ffmpeg / "output", samples, RATE, format="AU", subtype="FLOAT", endian="BIG")
+    monkeypatch.setattr(audio_container, "MAX_BLOCK", 3200)
+    with ExitStack() as stack:
+        rate, blocks = audio_container.open_container("x.m4a", io.BytesIO(NO_AUDIO), "mov", stack, None)
+        blocks = list(blocks)
+    assert (rate, {block.shape for block in blocks}) == (RATE, {(100, 32)})
+    np.testing.assert_array_equal(np.concatenate(blocks), samples)
+
+
+@pytest.mark.parametrize("kind", ["free", "skip", "wide", "mdat"])
+def test_a_playlist_that_begins_like_an_mp4_is_refused(kind, monkeypatch, no_decoders):
+    """Else torchcodec, which guesses, opens the files that it names."""
+    playlist = f"<!--{kind}--><MPD><BaseURL>file:///etc/passwd</BaseURL></MPD>".encode()
+    monkeypatch.setattr(audio_container, "open_container", None)
+    with pytest.raises(AudioError, match="is not an audio file that can be read; convert it to WAV or FLAC"):
+        load_audio(playlist, RATE)
 
 
 def test_torchcodec_is_used_without_ffmpeg(tmp_path, monkeypatch, no_decoders):

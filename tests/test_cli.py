@@ -225,6 +225,14 @@ def test_a_name_that_is_no_text_ends_nothing(tmp_path):
     assert row["path"].endswith("caf\udce9.wav")
 
 
+def test_programs_read_utf8_whatever_the_console_has(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    main(["tag", str(folder / "a noise.wav"), "--labels", "雨, café", "--format", "csv"])
+    sys.stdout.flush()
+    rows = csv.DictReader(io.StringIO(sys.stdout.buffer.getvalue().decode()))
+    assert {row["label"] for row in rows} == {"雨", "café"}
+
+
 def test_a_reader_that_has_had_enough(tmp_path):
     for index in range(3):
         soundfile.write(tmp_path / f"{index}.wav", noise(1.0), 16000)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
@@ -318,6 +318,14 @@ def test_names_that_cannot_be_written(unbroken, tmp_path):
     (tmp_path / "other.parquet").write_text("no Parquet")
     with pytest.raises(OSError, match=r"other.parquet is not an index that `hf-clap embed` wrote"):
         IndexWriter(tmp_path / "other.parquet", info).__enter__()
+    for change in ({"windows": info.windows + 1}, {"windows": "6"}, {"dim": 4}):  # by somebody who wants a crash
+        table = pyarrow.parquet.read_table(unbroken)
+        stated = json.dumps(asdict(info) | change)
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata({index_file.METADATA_KEY: stated}), tmp_path / "other.parquet"
+        )
+        with pytest.raises(OSError, match=r"other.parquet is not an index that `hf-clap embed` wrote"):
+            read_info(tmp_path / "other.parquet")
 
 
 def test_two_processes_do_not_write_one_index(unbroken, tmp_path):
@@ -334,6 +342,12 @@ def test_two_processes_do_not_write_one_index(unbroken, tmp_path):
     with IndexWriter(output, info):
         answer = subprocess.run([sys.executable, "-c", program, output], capture_output=True, text=True, check=True)
     assert answer.stdout == f"Another process writes {output}; wait for it, or choose another name.\n"
+
+
+def test_a_recording_of_an_archive_has_its_own_name(tmp_path):
+    paths = [f"zip://rain.wav::{tmp_path}/sounds.zip", "a::b/siren.wav", "zip://deep/dog.wav::https://x/y.zip"]
+    data = datasets.Dataset.from_dict({"audio": paths}).cast_column("audio", datasets.Audio())
+    assert [recording.path for recording in Corpus(data)] == ["0/rain.wav", "1/siren.wav", "2/dog.wav"]
 
 
 def test_a_data_set_and_the_same_files_in_a_folder(pair_shards, embedder, tmp_path):

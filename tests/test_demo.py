@@ -4,6 +4,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from pathlib import PureWindowsPath
 
 import numpy as np
 import pytest
@@ -117,8 +118,16 @@ def test_a_port_in_use_is_one_sentence(tiny_tagger):
             demo.launch_demo(demo.build_demo(tiny_tagger), port=port)
 
 
-def test_a_moment_outside_of_the_library_is_not_played(tmp_path):
+def test_a_name_is_not_taken_for_html():
+    assert demo._shown("<b>1</b> isn't there").message == "&lt;b&gt;1&lt;/b&gt; isn't there"
+
+
+def test_a_moment_outside_of_the_library_is_not_played(tmp_path, monkeypatch):
     for path in ("/etc/passwd", "../x.wav", "a/../../x.wav"):
         assert demo._inside(tmp_path, path) is None
+    with monkeypatch.context() as on_windows:
+        on_windows.setattr(demo, "PurePath", PureWindowsPath)
+        for path in ("C:/x.wav", "C:x.wav", r"..\x.wav", r"\\server\share\x.wav", "/x.wav"):
+            assert demo._inside(tmp_path, path) is None
     (tmp_path / "a.wav").touch()
     assert demo._inside(tmp_path, "a.wav") == tmp_path / "a.wav"

@@ -637,6 +637,28 @@ def test_a_precision_that_the_cpu_lacks_is_said(monkeypatch, caplog, dtype, of_t
     assert [record.message for record in caplog.records] == (said if is_said else [])
 
 
+@pytest.mark.parametrize("crop", ["start", "windows", "fusion"])
+def test_another_default_device_changes_no_features(crop, processor):
+    settings = processor.feature_extractor.to_dict() | {"crop": crop, "log_floor": 2e-6}  # seen by no cache yet
+    if crop == "fusion":
+        settings["min_length_s"] = None
+    clips = [noise(30.0), noise(0.3)]
+    with torch.device("meta"):  # which holds nothing, as a GPU does not hold what is on the CPU
+        elsewhere = hf_clap.HfClapFeatureExtractor(**settings)(clips, sampling_rate=16000)
+    features = hf_clap.HfClapFeatureExtractor(**settings)(clips, sampling_rate=16000)
+    assert features.keys() == elsewhere.keys()
+    for name, values in features.items():
+        assert torch.equal(values, elsewhere[name])
+
+
+def test_another_default_device_changes_no_scores(tiny_tagger):
+    audio = [{"array": noise(seconds), "sampling_rate": 16000} for seconds in (1.0, 12.0)]
+    settings = {"candidate_labels": ["dog", "rain"], "return_timestamps": True, "window_s": 3.0}
+    scores = tiny_tagger(audio, **settings)  # labels too: the tokenizer's tensors are on the default device, rightly
+    with torch.device("meta"):
+        assert tiny_tagger(audio, **settings) == scores
+
+
 def test_model_objects_and_dtypes(tiny_tagger):
     with pytest.raises(ValueError, match="needs its processor"):
         hf_clap.pipeline(tiny_tagger.model)

@@ -14,6 +14,7 @@ import numpy as np
 from .waveform import AudioError
 
 BLOCK_S = 10.0
+MAX_BLOCK = 2**23  # samples of all channels: a header may state a thousand channels
 
 Blocks = Iterator[np.ndarray]
 
@@ -38,7 +39,8 @@ COMPLAINTS = (b"partial file", b"ended prematurely", b"EBML number", b"broken he
 def demuxer_of(file: Any) -> str | None:
     """ffmpeg's name for a container, so that ffmpeg never guesses: its playlist formats open other files."""
     head = read_behind_tag(file, 16)
-    if head[4:8] in MP4_ATOMS:
+    # A first atom of 512 MB would begin with a letter, as text does that torchcodec takes for a playlist.
+    if head[4:8] in MP4_ATOMS and head[0] < ord(" "):
         return "mov"
     return next((demuxer for magic, demuxer in DEMUXERS.items() if head.startswith(magic)), None)
 
@@ -123,7 +125,7 @@ def _open_ffmpeg(name: str, ffmpeg: str, path: str, demuxer: str, stack: ExitSta
     stream.read(offset - len(header))
 
     def blocks() -> Blocks:
-        while data := stream.read(4 * channels * round(BLOCK_S * own_rate)):
+        while data := stream.read(4 * channels * min(round(BLOCK_S * own_rate), MAX_BLOCK // channels)):
             samples = np.frombuffer(data, ">f4", len(data) // (4 * channels) * channels)
             yield samples.astype(np.float32).reshape(-1, channels)  # in this machine's order, as soxr wants it
         if process.wait() or any(complaint in messages() for complaint in COMPLAINTS):

@@ -10,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 import soundfile as sf
 
-from .audio_container import BLOCK_S, Blocks, damaged, demuxer_of, open_container, read_behind_tag
+from .audio_container import BLOCK_S, MAX_BLOCK, Blocks, damaged, demuxer_of, open_container, read_behind_tag
 from .waveform import AudioError
 
-MAX_BLOCK = 2**23  # samples of all channels: a header may state a thousand channels
 INT16_SCALE = np.float32(1 / 32768)
 
 

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
+            # programs read UTF-8, whatever this machine's consoles have; a file's name need not be text
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
         return options.run(options)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .losses import LOSSES, caption_groups
 from .modeling_hf_clap import bounded
@@ -230,12 +229,18 @@ def _unmoved_statistics(model: nn.Module) -> Iterator[None]:
         buffer.copy_(value)
 
 
-def _random_state(device: torch.device) -> tuple[torch.Tensor, Any]:
+def _random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
     """Of the CPU and, where the model is elsewhere, of its device."""
-    return torch.get_rng_state(), None if device.type == "cpu" else get_device_states(torch.empty(0, device=device))
+    of_cpu = torch.get_rng_state()
+    return (of_cpu,) if device.type == "cpu" else (of_cpu, torch.get_device_module(device).get_rng_state(*_of(device)))
 
 
-def _set_random_state(state: tuple[torch.Tensor, Any], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        set_device_states(*state[1], device_type=device.type)
+def _set_random_state(states: tuple[torch.Tensor, ...], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state, *_of(device))
+
+
+def _of(device: torch.device) -> list[torch.device]:
+    """Which of several; there is one MPS alone, whose functions do not ask."""
+    return [] if device.type == "mps" else [device]

@@ -173,7 +173,7 @@ def _convert_laion(state: StateDict, source: Source, tokenizer: str) -> Converte
 
 
 def _convert_transformers(state: StateDict, source: Source, tokenizer: str) -> Converted:
-    theirs = AutoConfig.from_pretrained(source.repository)
+    theirs = AutoConfig.from_pretrained(source.repository, trust_remote_code=False)
     if not isinstance(theirs, ClapConfig):
         raise ValueError(f"The config.json of {source.repository} is that of a {theirs.model_type!r}, not of a CLAP.")
     config = from_clap_config(theirs)
@@ -250,14 +250,15 @@ def _fill(model: PreTrainedModel, state: StateDict, kind: str) -> PreTrainedMode
 def _config_beside(tokenizer: str) -> PreTrainedConfig | None:
     """The configuration of the text tower in the tokenizer's folder or repository, if it is there."""
     try:
-        return AutoConfig.from_pretrained(tokenizer).get_text_config()  # a CLAP's has the tower's in it
+        config = AutoConfig.from_pretrained(tokenizer, trust_remote_code=False)
+        return config.get_text_config()  # a CLAP's has the tower's in it
     except (OSError, ValueError):
         return None
 
 
 def _load_tokenizer(tokenizer: str, kind: str) -> Any:
     try:
-        words = AutoTokenizer.from_pretrained(tokenizer)
+        words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except Exception as error:  # of any kind, at files that are not what it expects
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OSError(

@@ -107,8 +107,9 @@ class Corpus:
 
     def _from_rows(self) -> Iterator[Recording]:
         for number, audio in enumerate(audio for batch in iter_batches(self._rows) for audio in batch[self._column]):
-            name = audio.get("path") if isinstance(audio, dict) else None
-            yield Recording(f"{number}/{os.path.basename(name)}" if name else str(number), audio)
+            path = (audio.get("path") if isinstance(audio, dict) else None) or ""
+            inside = path.partition("::")[0] if "://" in path else path  # of an archive: zip://a.wav::sounds.zip
+            yield Recording(f"{number}/{os.path.basename(inside)}" if path else str(number), audio)
 
 
 def iter_audio_files(folder: str | PathLike[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A page for a browser: tag a sound, and search a library. Nothing of the server but what is shown can be read."""
 
-from pathlib import Path, PurePosixPath
+import html
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def _tag_tab(tagger: HfClapPipeline) -> None:
             predictions = tagger(waveform, labels, **settings)
             over_time = tagger(waveform, labels, return_timestamps=True, **settings)
         except (ValueError, OSError) as error:  # the latter of an upload that is not kept any more
-            raise gr.Error(str(error), print_exception=False) from error
+            raise _shown(error) from error
         figure = draw_timeline([waveform], tagger.sampling_rate, over_time)
         return {prediction["label"]: prediction["score"] for prediction in predictions}, figure
 
@@ -134,7 +135,7 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
             sound = path and {"array": _read(path, tagger.sampling_rate), "sampling_rate": tagger.sampling_rate}
             results = library.search(None if sound else query, min(int(count), MAX_MOMENTS), audio=sound)
         except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise _shown(error) from error
         rows = [
             [round(moment["score"], 3), *(round(second, 2) for second in moment["timestamp"]), moment["path"]]
             for moment in results
@@ -145,22 +146,29 @@ def _search_tab(tagger: HfClapPipeline, index: Any, sounds: Path | None) -> None
         moment = moments[chosen.index[0]]
         file = _inside(folder, moment["path"])
         if file is None:
-            raise gr.Error(f"{moment['path']} is not at hand, so it cannot be played.", print_exception=False)
+            raise _shown(f"{moment['path']} is not at hand, so it cannot be played.")
         start, end = (round(second * tagger.sampling_rate) for second in moment["timestamp"])
         try:
             return tagger.sampling_rate, stretch_of(iter_audio(file, tagger.sampling_rate), start, end - start)
         except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise _shown(error) from error
 
     gr.on([button.click, query.submit], search, [query, audio, count], [found, moments])
     found.select(play, moments, player)
 
 
+def _shown(error: Exception | str) -> gr.Error:
+    """An error for the page, which takes it for HTML: it may hold the name of a file from elsewhere."""
+    return gr.Error(html.escape(str(error), quote=False), print_exception=False)
+
+
 def _inside(folder: Path, path: str) -> Path | None:
     """A recording in the folder, if it is there; an index that somebody else made may name anything."""
-    parts = PurePosixPath(path)
-    file = folder / parts
-    return file if not parts.is_absolute() and ".." not in parts.parts and file.is_file() else None
+    named = PurePath(path)  # on Windows a drive alone leads elsewhere too
+    if named.anchor or ".." in named.parts:
+        return None
+    file = folder / named
+    return file if file.is_file() else None
 
 
 def _read(path: str, sampling_rate: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from itertools import chain
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
@@ -289,7 +290,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
         # Always the frames of a full window, not of the longest clip: every batch has one shape, for stock collators
         # and compiled models alike.
         frames = transform.frames_of(self.max_samples)
-        features = torch.empty(0)
+        features: Any = None
         held = []
         for number, window in enumerate(windows):
             waveform = self._fill(window, self.min_samples)
@@ -302,8 +303,9 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
                 row[held[-1] :] = self.padding_value
         if self.min_length_s is None:
             return {"input_features": features}
-        mask = torch.arange(frames) < torch.tensor(held)[:, None]
-        return {"input_features": features, "input_features_mask": mask.to(features.device)}
+        numbers = torch.arange(frames, device=features.device)
+        mask = numbers < torch.tensor(held, device=features.device)[:, None]
+        return {"input_features": features, "input_features_mask": mask}
 
     def _fuse(self, waveforms: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         """
@@ -320,7 +322,7 @@ class HfClapFeatureExtractor(SequenceFeatureExtractor):
             is_longer.append(len(log_mel) > frames)
             if len(log_mel) > frames:
                 shrunk = F.interpolate(log_mel[None, None], (frames, self.feature_size), mode="bilinear")[0, 0]
-                thirds = torch.arange(len(log_mel) - frames + 1).tensor_split(3)
+                thirds = np.array_split(np.arange(len(log_mel) - frames + 1), 3)
                 starts = [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
                 features.append(torch.stack([shrunk, *(log_mel[start : start + frames] for start in starts)]))
             else:

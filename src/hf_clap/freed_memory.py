@@ -15,4 +15,4 @@ def keep_freed_memory() -> None:
     is less than 32 MB; so one such block is freed here, once for the process, and up to 64 MB stay with it. Nothing
     happens where another C library has other rules.
     """
-    torch.empty(LARGEST_BLOCK_BYTES, dtype=torch.uint8)
+    torch.empty(LARGEST_BLOCK_BYTES, dtype=torch.uint8, device="cpu")

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -183,7 +183,9 @@ class IndexWriter:
     ) -> None:
         with self._stack:  # which gives back the lock last of all
             if kind is not None:
-                for name in ("rows", "failed"):
+                for name, file in (("rows", self._parquet), ("failed", self._failures)):
+                    with suppress(OSError):  # of a full disk, which is the error already
+                        file.close()  # Windows removes no open file, and no other gives its room back
                     self._beside(name).unlink()
                 self._write_journal()  # for which there is room now, if there was none
                 if not self._journal.all_keys():
@@ -302,7 +304,9 @@ def open_index(index: str | PathLike[str]) -> Iterator[tuple[pq.ParquetFile, Ind
         try:
             file = stack.enter_context(pq.ParquetFile(index, page_checksum_verification=True))
             info = IndexInfo(**json.loads(file.metadata.metadata[METADATA_KEY]))
-        except (pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
+            if (file.metadata.num_rows, file.schema_arrow) != (info.windows, schema_of(info.dim)):
+                raise KeyError("rows")
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise OSError(
                 f"{index} is not an index that `hf-clap embed` wrote; name one, or delete the file."
             ) from error

@@ -194,8 +194,8 @@ def is_slow_on_cpu(dtype: torch.dtype) -> bool:
 
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """What this PyTorch and CPU have oneDNN for, by operators that are not PyTorch's public face."""
-    hidden, weight, bias = torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(1)
-    with suppress(AttributeError, RuntimeError, TypeError), torch.no_grad():
+    with suppress(AttributeError, RuntimeError, TypeError), torch.no_grad(), torch.device("cpu"):
+        hidden, weight, bias = torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(1)
         if nothing_rewrites(hidden) and torch.equal(onednn_linear(hidden, weight, bias), torch.full((1, 1), 4.0)):
             bfloat16 = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
             return (torch.float32, *bfloat16)

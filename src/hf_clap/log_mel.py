@@ -106,7 +106,8 @@ class LogMel:
             mel_scale="kaldi" if self.mel_scale == "htk" and self.mel_triangles == "mel" else self.mel_scale,
             triangularize_in_mel_space=self.mel_triangles == "mel",
         )
-        with torch.inference_mode(False):  # whoever comes first fills the cache; the others may want gradients
+        # whoever comes first fills the cache; the others may want gradients, and no default device
+        with torch.inference_mode(False), torch.device("cpu"):
             window = torch.hann_window(self.win_length, periodic=True, dtype=torch.float64).to(device, dtype)
             filters = torch.from_numpy(mel).to(device, dtype)
             bins = filters.any(dim=1).nonzero()[:, 0].tolist() or [0]
@@ -208,7 +209,7 @@ def _thread_memory(numbers: int, dtype: torch.dtype) -> torch.Tensor:
     memory: torch.Tensor | None = getattr(_memory, "held", None)
     if memory is None or memory.dtype != dtype or len(memory) < numbers:
         with torch.inference_mode(False):  # else nobody could write to it outside
-            _memory.held = memory = torch.empty(numbers, dtype=dtype)
+            _memory.held = memory = torch.empty(numbers, dtype=dtype, device="cpu")
     return memory[:numbers]
 
 

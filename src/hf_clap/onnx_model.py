@@ -126,10 +126,11 @@ class HfClapOnnxModel:
                 )
             filled.append(self.feature_extractor._fill(waveform.detach().cpu(), shortest))
             places[len(filled[-1])].append(place)
-        embeds = torch.empty(len(filled), self.config.projection_dim)
+        embeds = torch.empty(len(filled), self.config.projection_dim, device="cpu")
         for alike in places.values():  # of one length
-            for batch in torch.tensor(alike).split(BATCH_SIZE):
-                inputs = {"waveform": torch.stack([filled[place] for place in batch.tolist()]).numpy()}
+            for start in range(0, len(alike), BATCH_SIZE):
+                batch = alike[start : start + BATCH_SIZE]
+                inputs = {"waveform": torch.stack([filled[place] for place in batch]).numpy()}
                 embeds[batch] = torch.from_numpy(self._audio.run(None, inputs)[0])
         return embeds
 

@@ -1,6 +1,7 @@
 """Find the moments of a corpus that sound like words, or like another sound."""
 
 import glob
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ class SoundIndex:
         if self.approximate:
             return self._faiss.search(np.ascontiguousarray(queries, dtype=np.float32), top_k)
         wanted = torch.from_numpy(queries)
-        best, place = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        best, place = wanted.new_empty(len(queries), 0), wanted.new_empty(len(queries), 0, dtype=torch.int64)
         for start in range(0, len(self._embeds), SCORED_AT_ONCE):
             scores = wanted @ self._embeds[start : start + SCORED_AT_ONCE].float().T
             values, columns = scores.topk(min(top_k, scores.shape[1]))
@@ -204,8 +205,9 @@ def _open_faiss(index: Path, file: pq.ParquetFile, info: IndexInfo) -> Any:
         for old in set(index.parent.glob(f"{glob.escape(index.stem)}.????????????.faiss")) - {place}:
             old.unlink()  # of rows that the index had before
     damaged = f"{place} is damaged; delete it, and the next search makes it again."
+    flags = 0 if os.name == "nt" else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY  # FAISS cannot map it on Windows
     try:
-        mapped: Any = faiss.read_index(str(place), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        mapped: Any = faiss.read_index(str(place), flags)
     except RuntimeError as error:
         raise OSError(damaged) from error
     if (mapped.ntotal, mapped.d) != (info.windows, info.dim):

@@ -181,7 +181,7 @@ def iter_windows(blocks: Iterable[torch.Tensor], window: int, hop: int) -> Itera
 
     ```
     """
-    held = torch.empty(0)  # samples from `offset` on
+    held = torch.empty(0, device="cpu")  # samples from `offset` on
     offset = start = 0  # `start` is where the next window begins
     for block in blocks:
         held = torch.cat([held.to(block), block])

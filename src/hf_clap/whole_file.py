@@ -56,6 +56,8 @@ def new_output(output: str | PathLike[str], is_file: bool) -> Iterator[Path]:
         path = Path(temporary) / place.name
         yield path
         with writing(output):
+            if is_empty_folder:
+                place.rmdir()  # no folder takes another's place on Windows
             path.replace(place)
 
 
