@@ -202,9 +202,9 @@ def test_tensors_stay_in_their_graph_and_views_are_read():
         (np.array([0.0, 1e30]), "scale it to"),
         (np.array([1, 2]), "int64 have no known scale"),
         (np.array([True]), "bool have no known scale"),
-        ("dog", "A str is not a waveform"),
-        (None, "A NoneType is not a waveform"),
-        ([[0.0, 1.0], [0.0]], "A list is not a waveform"),
+        ("dog", "str is not a waveform"),
+        (None, "NoneType is not a waveform"),
+        ([[0.0, 1.0], [0.0]], "list is not a waveform"),
     ],
 )
 def test_unusable_arrays_are_refused_in_a_sentence(audio, message):

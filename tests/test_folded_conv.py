@@ -63,6 +63,7 @@ def test_every_change_is_seen(pair):
         lambda: norm.load_state_dict({**norm.state_dict(), "running_mean": torch.ones(16)}),
         lambda: setattr(norm, "bias", nn.Parameter(torch.full((16,), 0.3))),
         lambda: norm.running_var.add_(1),
+        lambda: setattr(norm, "eps", 0.5),
     ]
     with torch.no_grad():
         before = folded(hidden, conv, norm)

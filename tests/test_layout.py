@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "projections": {"configuration_hf_clap"},
     "attention": {"linear"},
     "freed_memory": set(),
-    "modeling_audio_tower": {"freed_memory", "linear"},
+    "modeling_audio_tower": {"derived", "freed_memory", "linear"},
     "modeling_cnn14": {"configuration_hf_clap", "folded_conv", "modeling_audio_tower"},
     "derived": set(),
     "linear": {"derived"},

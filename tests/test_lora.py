@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 import hf_clap
 from conftest import SMALL_AUDIO, SMALL_TEXT, noise
@@ -189,5 +190,9 @@ def test_labels_are_those_of_the_adapters_that_are_on():
         assert same_as_a_fresh_one() == plain
     model.set_adapter("default")
     assert same_as_a_fresh_one() == adapted
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("default", 3.0)
+    assert same_as_a_fresh_one() not in (plain, adapted)
     model.merge_and_unload()
     assert same_as_a_fresh_one() != plain

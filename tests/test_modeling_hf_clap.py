@@ -127,6 +127,20 @@ def test_a_batch_is_its_singles(small_config, small_inputs):
             assert torch.allclose(batch.text_embeds[index], single.text_embeds[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_hooks_see_all_clips_at_once(small_config, gradients):
+    tower = HfClapModel(small_config).eval().audio_model
+    clips, kept = torch.randn(50, 1, 200, 64), {}
+    with torch.set_grad_enabled(gradients):
+        expected = tower(clips).pooler_output
+        for name, part in tower.named_modules():
+            if name and not isinstance(part, torch.nn.ModuleList):
+                part.register_forward_hook(lambda part, inputs, output, name=name: kept.update({name: len(output)}))
+        output = tower(clips).pooler_output
+    assert torch.allclose(output, expected, atol=1e-6)
+    assert min(kept.values()) >= 50  # more where a part of a clip is an entry: a patch, a window
+
+
 def test_gradient_checkpointing_changes_no_gradient(small_config, small_inputs):
     small_config.projection_dropout = small_config.text_config.hidden_dropout_prob = 0.0
     small_config.text_config.attention_probs_dropout_prob = 0.0
@@ -173,11 +187,13 @@ def test_torch_export_gives_the_same_audio_embeddings(tower):
     config = HfClapConfig(text_config=copy.deepcopy(SMALL_TEXT), audio_config=dict(SMALL_AUDIO[tower]))
     model = small_model(config)
     features = torch.randn(2, 1, 64, 64)
-    exported = torch.export.export(model.audio_model, (features,)).module()
-    with torch.inference_mode():
-        assert torch.allclose(
-            exported(features)["pooler_output"], model.audio_model(features).pooler_output, atol=1e-6
-        )
+    expected = model.audio_model(features).pooler_output
+    for gradients in (True, False):  # SDPA lays out its output otherwise
+        with torch.set_grad_enabled(gradients):
+            exported = torch.export.export(model.audio_model, (features,)).module()
+        with torch.inference_mode():
+            assert torch.allclose(exported(features)["pooler_output"], expected, atol=1e-6)
+        assert torch.allclose(exported(features)["pooler_output"], expected, atol=1e-6)
 
 
 def test_compiles_without_a_break_for_any_batch(small_config):

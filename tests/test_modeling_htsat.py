@@ -172,6 +172,16 @@ def test_impossible_input_is_refused(small, channels, frames, is_longer, message
         small(torch.zeros(2, channels, frames, 64), is_longer=is_longer)
 
 
+def test_indices_that_stayed_on_meta_are_no_indices(small):
+    with torch.device("meta"):
+        empty = HfClapHtsatModel(small.config).eval()
+    empty.load_state_dict(small.state_dict(), assign=True)
+    with pytest.raises(
+        RuntimeError, match="built on meta, with indices that no checkpoint holds; load it by from_pre"
+    ):
+        empty(torch.zeros(1, 1, 200, 64))
+
+
 def test_impossible_input_of_fusion_is_refused(small_fusion):
     with pytest.raises(ValueError, match="Four channels need is_longer"):
         small_fusion(torch.zeros(2, 4, 200, 64))

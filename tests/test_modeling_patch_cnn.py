@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import MobileNetV1Config, MobileNetV1Model
 
@@ -100,6 +101,21 @@ def test_no_clips_are_no_embeddings(tower, mask):
         with torch.set_grad_enabled(enabled):
             output = tower(torch.zeros(0, 1, 100, 64), mask)
         assert output.pooler_output.shape == (0, tower.config.hidden_size)
+
+
+def test_a_convolution_cannot_be_made_anew_with_other_edges(tower):
+    """As tools that quantize do, from what it says of itself."""
+    for conv in tower.modules():
+        if isinstance(conv, nn.Conv2d):
+            settings = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
+            if conv.stride == (1, 1):
+                again = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, **settings)
+                again.load_state_dict(conv.state_dict())
+                hidden = torch.randn(2, conv.in_channels, 6, 6)
+                assert torch.allclose(again(hidden), conv(hidden), atol=1e-5)
+            else:
+                with pytest.raises(ValueError, match="not supported for strided convolutions"):
+                    nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, **settings)
 
 
 def test_gradients_reach_the_first_layer():

@@ -146,6 +146,31 @@ def test_a_hook_of_all_modules_is_heeded(tower):
     assert {module for module in stage.modules() if not isinstance(module, nn.ModuleList)} <= set(seen)
 
 
+def test_an_epsilon_is_read_anew(tower):
+    stage = tower.stages[3]
+    hidden = heard_by(stage)
+    with torch.inference_mode():
+        before = stage(hidden)
+        stage.blocks[1].norm2.eps = 0.5
+        after = stage(hidden)
+    assert not torch.equal(after, before)
+    assert_near(after, by_modules(stage, hidden))
+
+
+def test_weights_that_are_mere_attributes_are_read_anew(tower):
+    """As hypernetworks have them."""
+    stage = tower.stages[0]
+    hidden, layer = heard_by(stage), stage.blocks[0].linear1
+    weight = layer.weight.detach()
+    del layer.weight
+    for factor in (1.0, 2.0, 3.0):
+        layer.weight = factor * weight
+        with torch.inference_mode():
+            assert stage.preparation(stage, hidden) is None
+            output = stage(hidden)
+        assert_near(output, by_modules(stage, hidden))
+
+
 def test_another_precision_is_prepared_anew(tower):
     stage = tower.stages[0]
     hidden = heard_by(stage)

@@ -215,7 +215,7 @@ def check_finite(embeds: np.ndarray, names: Sequence[str]) -> None:
 def active_adapters(model: nn.Module) -> list[str]:
     """How adapters of peft take part in the model, layer by layer; nothing without any."""
     return [
-        f"{layer.active_adapters} {layer.disable_adapters} {layer.merged_adapters}"
+        f"{layer.active_adapters} {layer.disable_adapters} {layer.merged_adapters} {getattr(layer, 'scaling', None)}"
         for layer in model.modules()
         if "merged_adapters" in vars(layer)  # `hasattr` takes ten times as long where there is none
     ]

@@ -69,7 +69,7 @@ class FoldedConv:
         folded = self._folded(
             (conv.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias),
             lambda: _fold(conv, norm, as_product),
-            as_product,
+            (as_product, norm.eps),
         )
         if as_product:
             return _product(hidden, folded, conv)

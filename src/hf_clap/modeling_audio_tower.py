@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
+from .derived import is_any_watched
 from .freed_memory import keep_freed_memory
 from .linear import nothing_rewrites
 
@@ -31,6 +32,13 @@ class HfClapAudioTower(PreTrainedModel):
                 f"{self.config.num_mel_bins}), as the feature extractor gives them."
             )
         return input_features.to(dtype)
+
+    def _is_watched(self, input_features: torch.Tensor) -> bool:
+        """Whether hooks inside, which expect all clips, look at what would go through in pieces."""
+        if not nothing_rewrites(input_features) or len(input_features) == 1:
+            return False
+        _, *inside = self.modules()
+        return is_any_watched(*inside)
 
     @staticmethod
     def _in_pieces(

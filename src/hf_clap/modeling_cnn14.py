@@ -144,8 +144,10 @@ class HfClapCnn14Model(HfClapAudioTower):
                 f"Cnn14 needs at least {shortest} frames and got {input_features.shape[2]}; fill the clip, as the "
                 "feature extractor does."
             )
-        # in training, batch norms learn from all clips at once
-        steps = self._encode(input_features) if self.training else self._in_pieces(self._encode, input_features)
+        if self.training or self._is_watched(input_features):  # batch norms learn from all clips at once
+            steps = self._encode(input_features)
+        else:
+            steps = self._in_pieces(self._encode, input_features)
         pooled = steps.amax(dim=1) + steps.mean(dim=1)  # (batch, channels)
         return BaseModelOutputWithPooling(last_hidden_state=self._embed(steps), pooler_output=self._embed(pooled))
 

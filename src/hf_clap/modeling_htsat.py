@@ -124,7 +124,8 @@ class WindowAttention(HeadsAttention):
         """
         query, key, value = (layer(hidden).flatten(2) for layer in (self.query, self.key, self.value))
         bias = self.position_bias(shift_mask)
-        return self.output(self.attend(query, key, value, bias, self.config.attention_dropout).view(hidden.shape))
+        attended = self.attend(query, key, value, bias, self.config.attention_dropout)
+        return self.output(attended.reshape(hidden.shape))  # no view, where an exported SDPA has another layout
 
 
 class DropPath(nn.Module):
@@ -326,24 +327,34 @@ class HfClapHtsatModel(HfClapAudioTower):
 
         Raises:
             ValueError: for masked input, too many frames, or channels that do not fit the model.
+            RuntimeError: for a model that was built on `meta` and given weights, but no indices.
         """
         if input_features_mask is not None:
             raise ValueError("HTS-AT takes windows of one length; set the feature extractor's min_length_s to None.")
         input_features = self._checked(input_features, self.input_norm.weight.dtype)
         is_longer = self._check_longer(input_features, is_longer)
-        if self.training:  # batch norms learn from all clips at once
+        if self.stages[0].orders.is_meta and not input_features.is_meta:
+            raise RuntimeError(
+                "HTS-AT was built on meta, with indices that no checkpoint holds; load it by from_pretrained, or build it "
+                "on the CPU."
+            )
+        if self._is_watched(input_features):
+            steps = self._encode(input_features, is_longer, in_pieces=False)
+        elif self.training:  # batch norms learn from all clips at once
             steps = self._encode(input_features, is_longer)
         else:
             steps = self._in_pieces(self._encode, input_features, is_longer)
         return BaseModelOutputWithPooling(last_hidden_state=steps, pooler_output=steps.mean(dim=1))
 
-    def _encode(self, input_features: torch.Tensor, is_longer: torch.Tensor | None) -> torch.Tensor:
+    def _encode(
+        self, input_features: torch.Tensor, is_longer: torch.Tensor | None, in_pieces: bool = True
+    ) -> torch.Tensor:
         """(batch, channels, frames, mels) -> (batch, steps, hidden)"""
         normalized = self.input_norm(input_features.transpose(1, 3)).transpose(1, 3)
         hidden = self.patch_embed(self._to_image(normalized), is_longer)  # (batch, patches, dim)
         for stage in self.stages:
             clips = PIECE_BYTES // (hidden.shape[1:].numel() * hidden.element_size())
-            hidden = self._in_pieces(stage, hidden, clips=max(1, clips))
+            hidden = self._in_pieces(stage, hidden, clips=max(1, clips)) if in_pieces else stage(hidden)
         # the image's rows are pieces of time, one under the other, and in each piece the bins of the spectrum
         side = math.isqrt(hidden.shape[1])
         pieces = self.norm(hidden).unflatten(1, (self.config.freq_ratio, -1, side))

@@ -31,6 +31,8 @@ class SameConv2d(Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int = 1):
         super().__init__(in_channels, out_channels, 3, stride, padding=1 if stride == 1 else 0, groups=groups)
+        if stride != 1:
+            self.padding = "same"  # whoever makes another of this one's settings is told that PyTorch has none
 
     def kernel(self, hidden: torch.Tensor) -> tuple[torch.Tensor, Any]:
         if self.stride[0] == 1:
@@ -162,7 +164,7 @@ class HfClapPatchCnnModel(HfClapAudioTower):
 
     def _encode(self, patches: torch.Tensor) -> torch.Tensor:
         """(patches, 1, patch_frames, mels) -> (patches, hidden)"""
-        if patches.device.type != "cpu" or torch.compiler.is_compiling():
+        if patches.device.type != "cpu" or torch.compiler.is_compiling() or self._is_watched(patches):
             return self._encode_piece(patches)
         if len(patches) == 1:
             # oneDNN convolves a batch of one by another path, with other last digits; two or more agree to the bit,

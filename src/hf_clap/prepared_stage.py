@@ -75,7 +75,8 @@ class StagePreparation:
                     self._seen = seen = _Seen(stage, hidden.dtype, self._parts)
         if not seen.is_plain or stage.blocks[0].attention.config._attn_implementation not in ("eager", "sdpa"):
             return None
-        return self._prepared(seen.sources, lambda: PreparedStage(stage, _packs(stage)))
+        epsilons = tuple(norm.eps for norm in seen.norms)
+        return self._prepared(seen.sources, lambda: PreparedStage(stage, _packs(stage)), epsilons)
 
     def clear(self) -> None:
         """Give the memory back."""
@@ -89,7 +90,7 @@ class _Seen:
     def __init__(self, stage: Any, dtype: torch.dtype, parts: set[type[nn.Module]]):
         self._dtype, self._state = dtype, ModuleState(stage, parts)
         self.is_plain = self._state.is_plain and _is_plain(stage, dtype)  # else its modules must be called
-        self.sources = _sources(stage) if self.is_plain else []
+        self.sources, self.norms = (_sources(stage), _norms(stage)) if self.is_plain else ([], [])
 
     def is_still(self, dtype: torch.dtype) -> bool:
         return self._dtype == dtype and self._state.is_as_seen()
@@ -178,13 +179,18 @@ def _all_linears(stage: Any) -> list[Any]:
     return layers if stage.is_last else [*layers, stage.downsample.reduction]
 
 
+def _norms(stage: Any) -> list[Any]:
+    norms = [norm for block in stage.blocks for norm in (block.norm1, block.norm2)]
+    return norms if stage.is_last else [*norms, stage.downsample.norm]
+
+
 def _is_plain(stage: Any, dtype: torch.dtype) -> bool:
     """Whether oneDNN may take all its weights: none is of another kind, and no adapter in the place of a layer."""
-    norms = [norm for block in stage.blocks for norm in (block.norm1, block.norm2)]
-    norms += [] if stage.is_last else [stage.downsample.norm]
+    linears, norms = _all_linears(stage), _norms(stage)
     return (
-        all(type(layer) is Linear for layer in _all_linears(stage))
+        all(type(layer) is Linear for layer in linears)
         and all(type(norm) is nn.LayerNorm for norm in norms)
+        and all(layer._parameters.keys() == {"weight", "bias"} for layer in linears + norms)  # not mere attributes
         and all(is_plain(weight) and weight.dtype == dtype for weight in stage.parameters())
     )
 

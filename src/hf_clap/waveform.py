@@ -59,8 +59,8 @@ def as_waveform(audio: Any) -> torch.Tensor:
             audio = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError) as error:
             raise AudioError(
-                f"A {type(audio).__name__} is not a waveform; pass a list of floats, a numpy array or a torch tensor "
-                "of shape (samples,) or (channels, samples)."
+                f"{type(audio).__name__} is not a waveform; pass a list of floats, a numpy array or a torch tensor "
+                "of shape (samples,) or (channels, samples), as hf_clap.load_audio gives it."
             ) from error
     if audio.layout != torch.strided or audio.is_meta:
         raise AudioError("A sparse or meta tensor is not a waveform; pass a dense one, as tensor.to_dense() is.")
