@@ -910,15 +910,6 @@ def test_a_state_of_another_order_is_refused(shards, name):
             resumed(second(shards), state)
 
 
-@pytest.mark.parametrize("make", [interleaved, STREAMS["blocks of 4"][0]])
-def test_states_that_do_not_tell_the_order_are_taken(shards, make):
-    stream = make(shards)
-    pairs = list(islice(stream, 12))
-    list(islice(stream, 8))
-    state = {name: value for name, value in stream.state_dict().items() if name != "order"}
-    assert_same_pairs(resumed(make(shards), state, 4), pairs[8:])
-
-
 # -- several streams
 
 

@@ -211,10 +211,8 @@ class PairStream(IterableDataset, ABC):
                 f"The state is that of {state['readers']} readers (processes times loader workers); go on with as "
                 f"many, not {readers}."
             )
-        order = self.order()
-        before = state.get("order", order)  # older states do not say
-        for name, has in order.items():
-            if (had := before.get(name)) != has:
+        for name, has in self.order().items():
+            if (had := state["order"].get(name)) != has:
                 raise PairError(
                     f"The state is that of a stream whose {name} was {had}, and here it is {has}; go on with the same."
                 )

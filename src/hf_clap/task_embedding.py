@@ -107,10 +107,9 @@ def _embed(
     fingerprint = embedder.fingerprint
     key_of = {content: f"{fingerprint} {content}" for content in clips}
     kept = cache.get(key_of.values()) if cache else {}
-    results: dict[str, ClipEmbedding | Exception] = {}
-    for content, key in key_of.items():
-        if key in kept and all(np.isfinite(array).all() for array in kept[key].values()):  # older versions kept NaN
-            results[content] = ClipEmbedding(**kept[key])
+    results: dict[str, ClipEmbedding | Exception] = {
+        content: ClipEmbedding(**kept[key]) for content, key in key_of.items() if key in kept
+    }
     order = list(clips)
     eights = (order[start : start + CLIPS_TOGETHER] for start in range(0, len(order), CLIPS_TOGETHER))
     groups = [missing for eight in eights if (missing := [content for content in eight if content not in results])]
