@@ -12,6 +12,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .waveform import AudioError
 
 logger = logging.getLogger(__name__)
 
+Place = tuple[int, int]  # of a row: its shard, by the reader's own order, and its number there
 # So many skipped rows, times `max_skipped`, are forgiven before a share can be told.
 LEAST_ROWS = 100
 
@@ -284,12 +286,14 @@ class _SourcePairs(PairStream):
         vain: set[int] = set()  # shards that were read since the last pair
         while True:
             whole, first_index, pairs = (*place, taken) == (0, 0, 0), index, 0
-            for start, block in self._blocks(reader, readers, epoch, place):
+            for block in self._blocks(reader, readers, epoch, place):
+                start = block[0][0]
                 order: Any = range(len(block))
                 if self.training:
                     order = np.random.default_rng([self.seed, reader, epoch, *start]).permutation(len(block))
-                for row in order[taken:]:
-                    pair = self._pair(block[row], skipped, np.random.default_rng([self.seed, reader, epoch, index]))
+                for number in order[taken:]:
+                    random = np.random.default_rng([self.seed, reader, epoch, index])
+                    pair = self._pair(block[number][1], skipped, random)
                     taken, index = taken + 1, index + 1
                     after = {"epoch": epoch, "shard": start[0], "row": start[1], "taken": taken, "index": index}
                     after["skipped"] = dict(skipped)
@@ -312,30 +316,16 @@ class _SourcePairs(PairStream):
                 return
             epoch, place = epoch + 1, (0, 0)
 
-    def _blocks(
-        self, reader: int, readers: int, epoch: int, place: tuple[int, int]
-    ) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
+    def _blocks(self, reader: int, readers: int, epoch: int, place: Place) -> Iterator[list[tuple[Place, Any]]]:
         """
-        Rows of an epoch in blocks of `buffer_size`, each with its place: (shard, row) of its first row. A block is
-        filled, shuffled and emptied before the next one, so that its place is all there is to remember of it.
+        The reader's rows of an epoch from a place on, each with its own, in blocks of `buffer_size`. A block is
+        filled, shuffled and emptied before the next one, so that the place of its first row is all there is to
+        remember of it.
         """
-        block: list[dict[str, Any]] = []
-        for at, row in self._rows_from(reader, readers, epoch, place):
-            if not block:
-                first = at
-            block.append(row)
-            if len(block) == self.buffer_size:
-                yield first, block
-                block = []
-        if block:
-            yield first, block
-
-    def _rows_from(
-        self, reader: int, readers: int, epoch: int, place: tuple[int, int]
-    ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-        """The reader's rows from (shard, row) on, each with its place; shards count in the reader's own order."""
-        share, sharers = _share_of(reader, readers, self.rows.num_shards)
-        return self._rows_of(self._shards_of(reader, readers, epoch), share, sharers, place)
+        rows = self._rows_of(
+            self._shards_of(reader, readers, epoch), _share_of(reader, readers, self.rows.num_shards), place
+        )
+        return iter(lambda: list(islice(rows, self.buffer_size)), [])
 
     def _shards_of(self, reader: int, readers: int, epoch: int) -> Sequence[int]:
         """The reader's shards, in its order."""
@@ -348,19 +338,18 @@ class _SourcePairs(PairStream):
     def _has_rows(self, reader: int, readers: int) -> bool:
         """Whether a reader that had no row in one epoch may have some in another, when its shards are others."""
         shards = self.rows.num_shards
-        rows = self._rows_of(range(shards), *_share_of(reader, readers, shards), (0, 0))
+        rows = self._rows_of(range(shards), _share_of(reader, readers, shards), (0, 0))
         return next(rows, None) is not None
 
     def _has_pairs(self) -> bool:
         """Whether any row can be used, of whatever reader."""
         skipped, random = {"rows": 0, "audio": 0, "caption": 0}, np.random.default_rng(0)
-        rows = self._rows_of(range(self.rows.num_shards), 0, 1, (0, 0))
+        rows = self._rows_of(range(self.rows.num_shards), (0, 1), (0, 0))
         return any(self._pair(row, skipped, random) is not None for _, row in rows)
 
-    def _rows_of(
-        self, own: Sequence[int], share: int, sharers: int, place: tuple[int, int]
-    ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-        """Every `sharers`-th row of the shards `own`, beginning with number `share`, from (shard, row) on."""
+    def _rows_of(self, own: Sequence[int], share: tuple[int, int], place: Place) -> Iterator[tuple[Place, Any]]:
+        """The rows of the shards `own` that fall to one (which, of how many) that share them, from a place on."""
+        which, sharers = share
         for shard in range(place[0], len(own)):
             stored = self.rows.shard(num_shards=self.rows.num_shards, index=int(own[shard]), contiguous=False)
             number = -1
@@ -368,7 +357,7 @@ class _SourcePairs(PairStream):
             for batch in iter_batches(stored):
                 for values in zip(*batch.values(), strict=True):
                     number += 1
-                    if number % sharers != share or (shard == place[0] and number < place[1]):
+                    if number % sharers != which or (shard == place[0] and number < place[1]):
                         continue
                     row = dict(zip(batch, values, strict=True))
                     if self.where is None or self.where(row):

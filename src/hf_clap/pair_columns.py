@@ -18,8 +18,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 LABEL_COLUMNS = ("label", "labels")
 # A longer clip is read twice, for its length and up to the place that is drawn, so that it is never whole in memory.
 LONG_CLIP_S = 120.0
-# What archives that are damaged, cut or encrypted raise beside OSError and ValueError.
-OF_ARCHIVES = (EOFError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+# What archives that are damaged or cut raise beside OSError and ValueError.
+DAMAGED = (EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
 class Pair(NamedTuple):
@@ -174,6 +174,6 @@ def fetch_audio(source: Any) -> Any:
     try:
         with fsspec.open(path, "rb") as file:
             return {"bytes": file.read(), "path": path}
-    except (OSError, ValueError, *OF_ARCHIVES) as error:
+    except (OSError, ValueError, RuntimeError, *DAMAGED) as error:  # the third where it is encrypted
         name = path.split("::")[0].rpartition("/")[2]  # the rest may hold a password
         raise AudioError(f"{name} cannot be read where it lies ({type(error).__name__}).") from error

@@ -1,13 +1,10 @@
 """Any source of rows -> a data set of `datasets`, read where it lies, with audio as it is stored."""
 
-import lzma
 import os
-import tarfile
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from .pair_columns import PairError
+from .pair_columns import DAMAGED, PairError
 
 # What `load_dataset` calls the readers of single files.
 BUILDERS = {
@@ -19,8 +16,6 @@ BUILDERS = {
     ".csv": "csv",
 }
 READ_ROWS = 16  # that are taken from a file at a time
-
-DAMAGED = (EOFError, lzma.LZMAError, tarfile.TarError, zlib.error)
 
 
 def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
