@@ -15,7 +15,7 @@ from yaml import YAMLError
 from .checkpoint_file import KINDS
 from .model_card import table, training_card
 from .task_result import TaskResult
-from .tasks import TASKS, Published
+from .tasks import TASKS, Published, Task
 
 START, END = "<!-- results of hf-clap eval -->", "<!-- end of results -->"
 
@@ -154,7 +154,7 @@ def published_card(kind: str) -> ModelCard:
     paper = f"https://arxiv.org/abs/{checkpoint.paper}"
     indexed: dict[Any, EvalResult] = {}  # a model-index has one number for a task and setting
     for task, number in numbers:
-        indexed.setdefault((task.name, number.setting, number.metric), _of_others(task.name, number))
+        indexed.setdefault((task.name, number.setting, number.metric), _of_others(task, number))
     data = ModelCardData(
         license=checkpoint.licence,
         library_name="hf_clap",
@@ -278,13 +278,12 @@ def _as_eval_result(result: TaskResult) -> EvalResult:
     )
 
 
-def _of_others(task: str, number: Published) -> EvalResult:
+def _of_others(task: Task, number: Published) -> EvalResult:
     paper = re.search(r"\d{4}\.\d{5}", number.source)
-    row = TASKS[task]
     return EvalResult(
         task_type=TASK_TYPES[number.setting],
-        dataset_type=row.hub.path if row.hub else task,
-        dataset_name=row.title,
+        dataset_type=task.hub.path if task.hub else task.name,
+        dataset_name=task.title,
         metric_type=METRIC_TYPES[number.metric],
         metric_name=f"{number.metric} ({number.setting})",
         metric_value=number.value,

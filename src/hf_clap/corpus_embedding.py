@@ -240,8 +240,8 @@ def gather(
         if isinstance(part, BrokenClip):
             errors[part.clip] = str(part.error)
         elif isinstance(part, HeardBatch):
-            for clip, *window in zip(*part, strict=True):
-                heard.setdefault(clip, []).append((window[0], window[1]))
+            for clip, span, embed in zip(part.clips, part.spans, part.embeds, strict=True):
+                heard.setdefault(clip, []).append((span, embed))
         else:
             contents = part
     results = []

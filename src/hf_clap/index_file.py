@@ -101,8 +101,7 @@ class IndexWriter:
     def __init__(self, output: str | PathLike[str], info: IndexInfo):
         # where it is a link, what it leads to is written
         self.output, self.info = Path(os.path.realpath(output) if os.path.islink(output) else output), info
-        self.failed: int = 0
-        self.recordings = self.kept = self.windows = 0
+        self.recordings = self.windows = self.kept = self.failed = 0
         if self.output.suffix != ".parquet":
             raise ValueError(f"{self.output} is not the name of an index; let it end with .parquet.")
         if not self.output.parent.is_dir():
@@ -239,16 +238,9 @@ class IndexWriter:
     def _write_rows(self) -> None:
         if not self._rows:
             return
-        counts = [len(recording.spans) for recording in self._rows]
-        windows = sum(counts)
-        paths, contents = (
-            [
-                value
-                for recording, count in zip(self._rows, counts, strict=True)
-                for value in [recording[field]] * count
-            ]
-            for field in (0, 1)
-        )
+        paths = [recording.path for recording in self._rows for _ in recording.spans]
+        contents = [recording.content for recording in self._rows for _ in recording.spans]
+        windows = len(paths)
         spans = np.concatenate([recording.spans for recording in self._rows])
         embeds = np.concatenate([recording.embeds for recording in self._rows])
         for part in ("\0".join(paths).encode(), spans.data, embeds.data, "".join(contents).encode()):

@@ -62,30 +62,20 @@ def classification_metrics(
     precision, recall, f1, clips = precision_recall_fscore_support(
         np.pad(targets, one_more), np.pad(predicted, one_more), labels=present, average=None, zero_division=0.0
     )
-    per_class = {
-        classes[int(index)]: {
-            "recall": recall[row],
-            "precision": precision[row],
-            "f1": f1[row],
-            "clips": int(clips[row]),
-        }
-        for row, index in enumerate(present)
-    }
+    columns = {"recall": recall, "precision": precision, "f1": f1, "clips": clips}
     metrics = {"macro F1": f1.mean()}
     if multi_label:
         precisions = [average_precision_score(targets[:, index], scores[:, index]) for index in present]
-        for row, value in zip(per_class.values(), precisions, strict=True):
-            row["average_precision"] = value
+        columns["average_precision"] = np.array(precisions)
         metrics = {"mAP": np.mean(precisions), **metrics}
     else:
         hits = (predicted & targets).any(axis=1)
         metrics = {"accuracy": hits.mean(), **metrics, "recall": recall.mean()}
+    names = (classes[index] for index in present.tolist())
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return Measured(
         {name: float(value) for name, value in metrics.items()},
-        {
-            name: {key: value if key == "clips" else float(value) for key, value in row.items()}
-            for name, row in per_class.items()
-        },
+        {name: dict(zip(columns, row, strict=True)) for name, row in zip(names, rows, strict=True)},
     )
 
 

@@ -10,8 +10,6 @@ from torch import nn
 
 from .modeling_hf_clap import MAX_LOGIT_SCALE
 
-TOWERS = {"audio": "audio_model.", "text": "text_model."}
-
 
 def freeze(model: Any, audio: bool = False, text: bool = False) -> None:
     """
@@ -103,12 +101,12 @@ def parameter_groups(
 
     ```
     """
-    rates = {"audio": audio_learning_rate, "text": text_learning_rate}
+    rates = {"audio_model.": audio_learning_rate, "text_model.": text_learning_rate}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = next((rates[tower] for tower, prefix in TOWERS.items() if prefix in name), None)
-            rate = learning_rate if rate is None else rate
+            given = (rate for tower, rate in rates.items() if tower in name and rate is not None)
+            rate = next(given, learning_rate)
             decay = weight_decay if parameter.ndim > 1 else 0.0
             group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
             group["params"].append(parameter)

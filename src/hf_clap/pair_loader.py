@@ -51,7 +51,7 @@ class PairLoader(DataLoader):
         )
         self.pairs = pairs
         self._states: list[dict[str, Any]] | None = None  # of the workers, in the order of their turns
-        self._resumed = False
+        self._resume: list[dict[str, Any]] | None = None  # those that the next iteration goes on from
 
     def _start(self) -> list[dict[str, Any]]:
         workers = max(1, self.num_workers)
@@ -70,7 +70,7 @@ class PairLoader(DataLoader):
             PairError: with that iteration, if the state is that of other numbers of workers or processes, or of a
                 stream in another order.
         """
-        self._states, self._resumed = copy.deepcopy(state["workers"]), True
+        self._states = self._resume = copy.deepcopy(state["workers"])
 
     def set_epoch(self, epoch: int) -> None:
         """See `PairStream.set_epoch`; a state that was loaded comes first."""
@@ -82,11 +82,10 @@ class PairLoader(DataLoader):
         return skipped_in(self.state_dict()["workers"])
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        states = self._states if self._resumed and self._states is not None else self._start()
-        if self._resumed:
-            self.pairs.load_state_dict(states)
+        states = self._resume or self._start()
+        self.pairs.load_state_dict(states)
         batches = super().__iter__()
-        self._resumed = False
+        self._resume = None
         self.pairs.forget_state()  # the workers have it
         return self._unwrap(batches, states)
 

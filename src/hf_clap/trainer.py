@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -65,13 +65,13 @@ class HfClapTrainingArguments(TrainingArguments):
         loss_chunk_size: rows of the batch's logits that are in memory at a time; all when absent.
     """
 
-    audio_learning_rate: float | None = field(default=None)
-    text_learning_rate: float | None = field(default=None)
-    freeze_audio: bool = field(default=False)
-    freeze_text: bool = field(default=False)
-    freeze_batch_norm: bool = field(default=False)
-    micro_batch_size: int | None = field(default=None)
-    loss_chunk_size: int | None = field(default=None)
+    audio_learning_rate: float | None = None
+    text_learning_rate: float | None = None
+    freeze_audio: bool = False
+    freeze_text: bool = False
+    freeze_batch_norm: bool = False
+    micro_batch_size: int | None = None
+    loss_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
