@@ -143,7 +143,7 @@ def test_a_probe_on_perfect_features_is_perfect(name, few_draws):
 
 def test_the_value_is_the_mean_over_folds(few_draws):
     """Fold 1 has 30 clips and is all right, fold 2 has 10 and is all wrong: 0.5, and not 0.75."""
-    task = Task("two", "Two", "sound events", "accuracy", classes=("a", "b"), folds=("1", "2"))
+    task = Task("two", "Two", "accuracy", classes=("a", "b"), folds=("1", "2"))
     clips = [
         Clip(str(number), partial(audio_of, number), (number % 2,), fold="12"[number >= 30]) for number in range(40)
     ]
@@ -280,7 +280,7 @@ def test_embeddings_that_are_not_finite(bad, tmp_path):
 
 def test_chance_is_the_mean_over_folds(few_draws):
     """Each fold has one clip of a class and three of the other: chance is not that of 4 of 8 clips."""
-    task = Task("two", "Two", "sound events", "mAP", classes=("a", "b"), multi_label=True, folds=("1", "2"))
+    task = Task("two", "Two", "mAP", classes=("a", "b"), multi_label=True, folds=("1", "2"))
     clips = [Clip(str(number), partial(audio_of, number), (int(number < 4),)) for number in range(8)]
     embedder = FakeEmbedder(np.eye(8, dtype=np.float32), {})
     embedded = embed_task(task, TaskData(tuple(clips), "folder"), embedder)
@@ -317,7 +317,7 @@ def test_zero_shot_says_what_the_pipeline_says(tiny_tagger, tmp_path):
     """On real sounds, to the class."""
     names = ("siren", "rain", "church bell", "helicopter", "ticking clock", "dial tone")
     files = {name: f"examples/audio/{name.replace(' ', '_')}.flac" for name in names}
-    task = Task("sounds", "Sounds", "sound events", "accuracy", classes=names, folds=())
+    task = Task("sounds", "Sounds", "accuracy", classes=names, folds=())
     clips = [Clip(name, partial(str, file), (number,)) for number, (name, file) in enumerate(files.items())]
     embedder = Embedder(tiny_tagger.model, tiny_tagger.processor)
     result = evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder)
@@ -341,7 +341,7 @@ def sounds(tmp_path):
     return tmp_path
 
 
-SOUNDS = Task("sounds", "Sounds", "sound events", "accuracy", classes=("noise", "tone"), folds=("1", "2"))
+SOUNDS = Task("sounds", "Sounds", "accuracy", classes=("noise", "tone"), folds=("1", "2"))
 
 
 def test_what_was_embedded_is_not_embedded_again(tiny_model, processor, sounds, monkeypatch):

@@ -14,13 +14,12 @@ from hf_clap.tasks import TASKS, HubData, Task
 SOUNDS = Task(
     name="sounds",
     title="Some sounds",
-    domain="tests",
     metric="accuracy",
     classes=("dog bark", "rain", "Car horn"),
     labels={"0": "dog bark", "honk": "Car horn"},
 )
 TAGS = replace(SOUNDS, metric="mAP", multi_label=True)
-CAPTIONS = Task(name="captions", title="Some captions", domain="tests", metric="text_to_audio_r@1")
+CAPTIONS = Task(name="captions", title="Some captions", metric="text_to_audio_r@1")
 
 
 @pytest.fixture(autouse=True)

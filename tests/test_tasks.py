@@ -213,6 +213,6 @@ def test_find_task():
     ],
 )
 def test_a_row_that_cannot_be(fields, sentence):
-    row = {"name": "set", "title": "A set", "domain": "tests", "metric": "accuracy", "classes": ("a", "b")}
+    row = {"name": "set", "title": "A set", "metric": "accuracy", "classes": ("a", "b")}
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         Task(**row | fields)

@@ -70,7 +70,7 @@ def evaluate(
     >>> from hf_clap.tasks import Task
 
     >>> names = ("siren", "rain")
-    >>> task = Task("two", "Two sounds", "sound events", "accuracy", classes=names, folds=())
+    >>> task = Task("two", "Two sounds", "accuracy", classes=names, folds=())
     >>> clips = [Clip(name, partial(str, f"examples/audio/{name}.flac"), (label,)) for label, name in enumerate(names)]
     >>> tagger = hf_clap.pipeline(device="cpu")
     >>> embedder = Embedder(tagger.model, tagger.processor)

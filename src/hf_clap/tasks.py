@@ -73,7 +73,6 @@ class Task:
     Args:
         name: that the command line knows it by, and that of its folder.
         title: that people know it by.
-        domain: of the sounds.
         metric: that counts: `accuracy`, `macro F1` or `recall`; `mAP` or `macro F1` where clips may have several
             classes; for captions `text_to_audio_r@1`.
         classes: as a prompt says them, in the order of the data set; none where the task is retrieval.
@@ -94,7 +93,6 @@ class Task:
 
     name: str
     title: str
-    domain: str
     metric: str
     classes: tuple[str, ...] = ()
     multi_label: bool = False
@@ -220,7 +218,6 @@ _ROWS = (
     Task(
         name="esc50",
         title="ESC-50",
-        domain="sound events",
         metric="accuracy",
         classes=names(
             "dog; rooster; pig; cow; frog; cat; hen; insects; sheep; crow; rain; sea waves; crackling fire; crickets; "
@@ -249,7 +246,6 @@ _ROWS = (
     Task(
         name="fsd50k",
         title="FSD50K",
-        domain="sound events",
         metric="mAP",
         classes=FSD50K,
         multi_label=True,
@@ -262,7 +258,6 @@ _ROWS = (
     Task(
         name="urbansound8k",
         title="UrbanSound8K",
-        domain="sound events",
         metric="accuracy",
         classes=names(
             "air conditioner; car horn; children playing; dog bark; drilling; engine idling; gun shot; jackhammer; "
@@ -287,7 +282,6 @@ _ROWS = (
     Task(
         name="dcase2017_task4",
         title="DCASE 2017 task 4",
-        domain="sound events",
         metric="macro F1",
         classes=names(
             "train horn; air horn, truck horn; car alarm; reversing beeps; ambulance (siren); police car (siren); fire"
@@ -303,7 +297,6 @@ _ROWS = (
     Task(
         name="audioset",
         title="AudioSet",
-        domain="sound events",
         metric="mAP",
         classes=AUDIOSET,
         multi_label=True,
@@ -321,7 +314,6 @@ _ROWS = (
     Task(
         name="tut2017",
         title="TUT Acoustic Scenes 2017",
-        domain="acoustic scenes",
         metric="accuracy",
         classes=names(
             "beach; bus; cafe/restaurant; car; city center; forest path; grocery store; home; library; metro station; "
@@ -334,7 +326,6 @@ _ROWS = (
     Task(
         name="gtzan_genres",
         title="GTZAN genres",
-        domain="music",
         metric="accuracy",
         classes=names("blues; classical; country; disco; hiphop; jazz; metal; pop; reggae; rock"),
         folds=(),
@@ -355,7 +346,6 @@ _ROWS = (
     Task(
         name="gtzan_music_speech",
         title="GTZAN music/speech",
-        domain="music",
         metric="accuracy",
         classes=("music", "speech"),
         folds=(),
@@ -367,7 +357,6 @@ _ROWS = (
     Task(
         name="mridangam_stroke",
         title="Mridangam stroke",
-        domain="instruments",
         metric="accuracy",
         classes=("bheem", "cha", "dheem", "dhin", "num", "ta", "tha", "tham", "thi", "thom"),
         folds=(),
@@ -378,7 +367,6 @@ _ROWS = (
     Task(
         name="mridangam_tonic",
         title="Mridangam tonic",
-        domain="instruments",
         metric="accuracy",
         classes=("B", "C", "C sharp", "D", "D sharp", "E"),
         folds=(),
@@ -390,7 +378,6 @@ _ROWS = (
     Task(
         name="beijing_opera",
         title="Beijing Opera",
-        domain="instruments",
         metric="accuracy",
         classes=("bangu", "naobo", "daluo", "xiaoluo"),
         folds=(),
@@ -401,7 +388,6 @@ _ROWS = (
     Task(
         name="crema_d",
         title="CREMA-D",
-        domain="emotion",
         metric="accuracy",
         classes=("angry", "disgusted", "fearful", "happy", "neutral", "sad"),
         templates=("this person is feeling {}",),
@@ -432,7 +418,6 @@ _ROWS = (
     Task(
         name="ravdess",
         title="RAVDESS",
-        domain="emotion",
         metric="accuracy",
         classes=("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
         templates=("this person is feeling {}",),
@@ -463,7 +448,6 @@ _ROWS = (
     Task(
         name="speech_commands_v2",
         title="Speech Commands V2",
-        domain="speech",
         metric="accuracy",
         classes=(*_WORDS, "unknown", "silence"),
         templates=("{}",),
@@ -486,7 +470,6 @@ _ROWS = (
     Task(
         name="vocal_sound",
         title="Vocal Sound",
-        domain="speech",
         metric="accuracy",
         classes=("laughter", "sigh", "cough", "throat clearing", "sneeze", "sniff"),
         hub=HubData(
@@ -503,7 +486,6 @@ _ROWS = (
     Task(
         name="libricount10",
         title="LibriCount10",
-        domain="speech",
         metric="accuracy",
         classes=tuple(map(str, range(11))),
         templates=("{} persons speaking",),
@@ -519,7 +501,6 @@ _ROWS = (
     Task(
         name="esc10",
         title="ESC-10",
-        domain="sound events",
         metric="accuracy",
         classes=names(
             "dog; rooster; rain; sea waves; crackling fire; crying baby; sneezing; clock tick; helicopter; chainsaw"
@@ -531,7 +512,6 @@ _ROWS = (
     Task(
         name="vggsound",
         title="VGGSound",
-        domain="sound events",
         metric="accuracy",
         classes=VGGSOUND,
         hub=HubData(
@@ -544,7 +524,6 @@ _ROWS = (
     Task(
         name="nsynth_instrument",
         title="NSynth instrument",
-        domain="instruments",
         metric="accuracy",
         classes=names("bass; brass; flute; guitar; keyboard; mallet; organ; reed; string; synth lead; vocal"),
         hub=_NSYNTH_HUB,
@@ -555,7 +534,6 @@ _ROWS = (
     Task(
         name="nsynth_pitch",
         title="NSynth pitch",
-        domain="instruments",
         metric="accuracy",
         classes=tuple(_NOTES.values()),
         templates=("this is a sound of the musical note {}",),
@@ -567,7 +545,6 @@ _ROWS = (
     Task(
         name="audiocaps",
         title="AudioCaps",
-        domain="captions",
         metric="text_to_audio_r@1",
         hub=HubData(
             path="OpenSound/AudioCaps",
@@ -588,7 +565,6 @@ _ROWS = (
     Task(
         name="clotho",
         title="Clotho",
-        domain="captions",
         metric="text_to_audio_r@1",
         hub=HubData(
             path="mteb/Clotho",
@@ -603,7 +579,6 @@ _ROWS = (
     Task(
         name="dcase2016_events",
         title="DCASE 2016 task 2 events",
-        domain="sound events",
         metric="accuracy",
         classes=names(
             "clearing throat; coughing; door slam; keyboard clicks; keys dropped on a desk; knocking on a door; "
@@ -615,7 +590,6 @@ _ROWS = (
     Task(
         name="kitchen20",
         title="Kitchen20",
-        domain="sound events",
         metric="accuracy",
         classes=names(
             "blender; boiling water; book; chopping; clean dishes; cupboard; cutlery; dishwasher; drawer; eat; fridge;"
@@ -627,7 +601,6 @@ _ROWS = (
     Task(
         name="instruments",
         title="FSDKaggle2018 instruments",
-        domain="instruments",
         metric="accuracy",
         classes=names(
             "acoustic guitar; bass drum; cello; clarinet; double bass; flute; hi hat; saxophone; snare drum; violin or"
@@ -639,7 +612,6 @@ _ROWS = (
     Task(
         name="speech_commands",
         title="Speech Commands V2, 480 clips",
-        domain="speech",
         metric="accuracy",
         classes=(*_WORDS, "unknown", "silence"),
         templates=("{}",),
@@ -649,7 +621,6 @@ _ROWS = (
     Task(
         name="spoken_digits",
         title="Free Spoken Digits, two speakers",
-        domain="speech",
         metric="accuracy",
         classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
         templates=("{}",),
@@ -659,7 +630,6 @@ _ROWS = (
     Task(
         name="emodb_emotion",
         title="EmoDB",
-        domain="emotion",
         metric="accuracy",
         classes=("angry", "bored", "disgusted", "fearful", "happy", "neutral", "sad"),
         templates=("this person is feeling {}",),
@@ -669,7 +639,6 @@ _ROWS = (
     Task(
         name="speaker_gender",
         title="GRID speakers' gender",
-        domain="speech",
         metric="accuracy",
         classes=("speech, female voice", "speech, male voice"),
         folds=(),
@@ -678,7 +647,6 @@ _ROWS = (
     Task(
         name="music_speech",
         title="music/speech, 230 clips",
-        domain="music",
         metric="accuracy",
         classes=("music", "speech"),
         folds=(),
@@ -689,7 +657,6 @@ _ROWS = (
     Task(
         name="clotho_captions",
         title="Clotho, seven clips",
-        domain="captions",
         metric="text_to_audio_r@1",
         obtain="seven clips of clotho with five captions each: too few to rank models, enough to see that it works.",
     ),
