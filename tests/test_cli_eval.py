@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 import hf_clap
 from conftest import noise, tone
 from hf_clap import cli
+from hf_clap.embedding import Embedder
 from hf_clap.task_result import read_results
 from hf_clap.tasks import TASKS
 
@@ -94,7 +95,7 @@ def test_finetuning_leaves_stdout_to_the_document(root, tmp_path, capsys, small_
     assert (document["setting"], document["n"], document["training"]["learning_rate"]) == ("finetune", CLIPS, 1e-4)
 
 
-def test_killed_half_way_and_run_again(root, tmp_path):
+def test_killed_half_way_and_run_again(root, tmp_path, monkeypatch):
     """The same result file, and no clip embedded twice."""
     program = (
         "import sys, time\n"
@@ -104,55 +105,42 @@ def test_killed_half_way_and_run_again(root, tmp_path):
         "embed = Embedder.clips\n"
         "def slowly(self, groups):\n"
         "    for group in embed(self, groups):\n"
-        "        print('embedded', len(group), file=sys.stderr, flush=True)\n"
+        "        print('embedded', file=sys.stderr, flush=True)\n"
         "        yield group\n"
-        "        time.sleep(float(sys.argv[1]))\n"
+        "        time.sleep(0.3)\n"
         "Embedder.clips = slowly\n"
-        "sys.exit(cli.main(sys.argv[2:]))\n"
+        "cli.main(sys.argv[1:])\n"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    task = ["--task", "esc10", "--data-root", root, "--setting", "zero-shot", "--setting", "probe", "--epochs", "2"]
+    one, two = ([*task, "--cache-dir", tmp_path / name, "--output", tmp_path / f"{name}.json"] for name in ("1", "2"))
+    embedded, embed = [], Embedder.clips
 
-    def start(cache, output, pause):
-        task = [
-            "--task",
-            "esc10",
-            "--data-root",
-            root,
-            "--setting",
-            "zero-shot",
-            "--setting",
-            "probe",
-            "--epochs",
-            "2",
-        ]
-        rest = ["--cache-dir", tmp_path / cache, "--output", tmp_path / output]
-        command = [sys.executable, "-c", program, pause, "eval", *task, *rest]
-        return subprocess.Popen(
-            list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
-        )
+    def counted(self, groups):
+        return embed(self, (embedded.append(len(group)) or group for group in groups))
 
-    def embedded(text):
-        return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("embedded"))
-
-    unbroken = start("one", "one.json", 0.0)
-    assert embedded(unbroken.communicate()[1]) == CLIPS
+    monkeypatch.setattr(Embedder, "clips", counted)
+    assert run(*one) == 0
+    assert sum(embedded) == CLIPS
     groups = random.randint(2, 5)  # anew each time
-    killed = start("two", "two.json", 0.3)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", program, "eval", *map(str, two)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
     for line in killed.stderr:
         groups -= line.startswith("embedded")
         if groups == 0:
             break
     time.sleep(0.15)  # the group is kept by now, the next one is not there yet
     killed.send_signal(signal.SIGKILL)
-    rest = killed.stderr.read()
-    killed.wait()
-    assert not (tmp_path / "two.json").exists()
-    resumed = start("two", "two.json", 0.0)
-    again = embedded(resumed.communicate()[1])
-    assert resumed.returncode == 0
-    assert 0 < again < CLIPS
-    assert "embedded" not in rest
-    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+    assert "embedded" not in killed.communicate()[1]
+    assert not (tmp_path / "2.json").exists()
+    embedded.clear()
+    assert run(*two) == 0
+    assert 0 < sum(embedded) < CLIPS
+    assert (tmp_path / "2.json").read_text() == (tmp_path / "1.json").read_text()
 
 
 def test_corrupt_audio_is_named(root, tmp_path, capsys):
