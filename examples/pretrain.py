@@ -11,7 +11,7 @@ training). `examples/launch/` has configurations for one process, two without a 
 
 Started again with the same arguments, a run that was stopped, at whatever moment, goes on exactly where its last
 checkpoint was written; with others it does not go on. run/log.jsonl has the loss of every step, run/loss.png the
-curve, run/model the result.
+curve, run/model the result. Several machines need a folder run/ that they share.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.trainer_utils import rotate_checkpoints
@@ -110,7 +110,7 @@ def main() -> None:
     # 5. Where the last run of this folder has stopped.
     log = Log(arguments.output / "log.jsonl", accelerator.is_main_process)
     first = 0
-    if (checkpoint := last_checkpoint(arguments.output)) is not None:
+    if (checkpoint := broadcast_object_list([last_checkpoint(arguments.output)])[0]) is not None:
         first = int(checkpoint.name.partition("-")[2])
         accelerator.load_state(str(checkpoint))
         loader.load_state_dict(json.loads((checkpoint / f"pairs_{accelerator.process_index}.json").read_text()))
@@ -190,11 +190,11 @@ def zero_shot(accelerator: Accelerator, model: Any, processor: Any, clips: list[
 
 
 def save(accelerator: Accelerator, loader: hf_clap.PairLoader, folder: Path, keep: int) -> None:
-    with new_checkpoint(folder, accelerator.is_local_main_process, accelerator.wait_for_everyone) as written:
+    with new_checkpoint(folder, accelerator.is_main_process, accelerator.wait_for_everyone) as written:
         accelerator.save_state(str(written))
         state = json.dumps(loader.state_dict())
         (written / f"pairs_{accelerator.process_index}.json").write_text(state)
-    if accelerator.is_local_main_process:
+    if accelerator.is_main_process:
         rotate_checkpoints(str(folder.parent), keep)
 
 

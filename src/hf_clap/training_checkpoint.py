@@ -24,7 +24,7 @@ def new_checkpoint(folder: str | os.PathLike[str], is_main: bool, wait: Callable
 
     Args:
         folder: such as `run/checkpoint-100`; replaced if it is there.
-        is_main: whether this process is the one of its machine that makes and renames folders.
+        is_main: whether this process is the one that makes and renames folders, of all that see them.
         wait: returns when all processes have called it.
 
     Yields:
