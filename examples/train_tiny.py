@@ -8,7 +8,7 @@ Train the bundled checkpoint: from pinned packages and Parquet shards to the fol
 the start knows is not forgotten:
 
 1. The center of the sounds: what the average clip gives, which is then taken away from every clip.
-2. New concepts that AudioSet's classes lack (`NEW_CONCEPTS`), logistic regressions over the steps of the tower.
+2. New concepts that AudioSet's classes lack (`new_concepts`), logistic regressions over the steps of the tower.
 3. What words mean: `tiny_thesaurus.txt` says of 1,000 phrases which concepts their sound consists of.
 
 Scale and bias of the scores are fitted on clips of a quarter of the clusters, which a first pass leaves out. What the

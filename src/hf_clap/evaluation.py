@@ -63,7 +63,6 @@ def evaluate(
     ```python
     >>> from functools import partial
     >>> import hf_clap
-    >>> from hf_clap.embedding import Embedder
     >>> from hf_clap.evaluation import evaluate
     >>> from hf_clap.task_data import Clip, TaskData
     >>> from hf_clap.task_embedding import embed_task
@@ -72,8 +71,7 @@ def evaluate(
     >>> names = ("siren", "rain")
     >>> task = Task("two", "Two sounds", "accuracy", classes=names, folds=())
     >>> clips = [Clip(name, partial(str, f"examples/audio/{name}.flac"), (label,)) for label, name in enumerate(names)]
-    >>> tagger = hf_clap.pipeline(device="cpu")
-    >>> embedder = Embedder(tagger.model, tagger.processor)
+    >>> embedder = hf_clap.pipeline(device="cpu").embedder
     >>> result = evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder)
     >>> result.value, result.n
     (1.0, 2)

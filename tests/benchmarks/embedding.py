@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import hf_clap
-from hf_clap.embedding import ClipEmbedding, Embedder
+from hf_clap.embedding import ClipEmbedding
 from hf_clap.task_embedding import CLIPS_TOGETHER
 
 TOWER_CLIPS = 256  # that the tower alone is timed on; their features are in memory
@@ -38,7 +38,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tagger = hf_clap.pipeline(options.model, device="cpu")
-    embedder = Embedder(tagger.model, tagger.processor)
     with tempfile.TemporaryDirectory() as folder:
         files = write_clips(Path(folder), options.clips, options.seconds, options.rate)
         groups = [files[start : start + CLIPS_TOGETHER] for start in range(0, len(files), CLIPS_TOGETHER)]
@@ -50,7 +49,7 @@ def main() -> None:
         turns = [groups[first : first + GROUPS_IN_A_TURN] for first in range(0, len(groups), GROUPS_IN_A_TURN)]
         for turn in tqdm(turns * options.rounds, desc="turns", disable=None):
             start = time.perf_counter()
-            embeddings = [embedding for group in embedder.clips(turn) for embedding in group]
+            embeddings = [embedding for group in tagger.embedder.clips(turn) for embedding in group]
             speeds["files"].append(len(embeddings) / (time.perf_counter() - start))
             after = tower_speed(tagger.model, features, batch_size)
             speeds["tower"].append((before + after) / 2)

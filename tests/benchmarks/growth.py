@@ -27,7 +27,6 @@ from tqdm import tqdm
 import hf_clap
 from hf_clap import corpus_embedding
 from hf_clap.corpus import Corpus
-from hf_clap.embedding import Embedder
 
 RATE, SECONDS, GROUP = 16000, 2, 8
 LABEL_COUNTS = (10, 100, 1000, 5000)
@@ -59,11 +58,12 @@ def groups(clips: int) -> Iterator[list[dict]]:
 
 
 def embed(tagger: hf_clap.HfClapPipeline, clips: int) -> list[dict]:
-    embedder = Embedder(tagger.model, tagger.processor)
-    for _ in embedder.clips(groups(100)):  # warm up
+    for _ in tagger.embedder.clips(groups(100)):  # warm up
         pass
     rows: list[dict] = []
-    for _ in marked(tqdm(embedder.clips(groups(clips)), total=clips // GROUP, desc="groups", disable=None), rows):
+    for _ in marked(
+        tqdm(tagger.embedder.clips(groups(clips)), total=clips // GROUP, desc="groups", disable=None), rows
+    ):
         pass
     print_rows("clips", rows)
     return rows
