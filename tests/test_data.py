@@ -19,10 +19,11 @@ import pytest
 import soxr
 import torch
 
-from hf_clap import pair_columns
+from hf_clap import audio, pair_columns
 from hf_clap.audio import load_audio
 from hf_clap.data import interleave_pairs, load_pairs
 from hf_clap.pair_columns import PairError
+from hf_clap.waveform import AudioError
 from numbered_clips import (
     CROP,
     FEATURES,
@@ -722,6 +723,17 @@ def test_a_damaged_archive_is_skipped_and_counted(tmp_path):
     stream = load_pairs(tmp_path / "a.parquet", extractor(), training=False, max_skipped=0.1)
     assert len(list(stream)) == 1
     assert stream.skipped == {"rows": 3, "audio": 2, "caption": 0}
+
+
+def test_a_sound_in_an_archive_is_not_read_without_end(tmp_path, monkeypatch):
+    """A file of a few kilobytes may be gigabytes once it is unpacked."""
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("noise.wav", bytes(10**6))
+    monkeypatch.setattr(audio, "MAX_DOWNLOAD_BYTES", 10**5)
+    with pytest.raises(
+        AudioError, match=r"^noise\.wav is larger than 100000 bytes; save it to a file and pass its path"
+    ):
+        pair_columns.fetch_audio(f"zip://noise.wav::{tmp_path}/bomb.zip")
 
 
 # -- states

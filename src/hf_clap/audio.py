@@ -268,12 +268,12 @@ def _open_file_object(source: Any, rate: Any, stack: ExitStack) -> Opened:
         raise AudioError(f'{name} is not open for reading bytes; pass open(path, "rb").')
     if not (hasattr(source, "seekable") and source.seekable()):
         whole = io.BytesIO()
-        _copy(name, source.read, whole, deadline=math.inf)
+        copy_stream(name, source.read, whole)
         source = whole
     return _open_file(name, source, rate, stack)
 
 
-def _copy(name: str, read: Callable[[int], bytes], target: BinaryIO, deadline: float) -> None:
+def copy_stream(name: str, read: Callable[[int], bytes], target: BinaryIO, deadline: float = math.inf) -> None:
     """Copies a stream that may be endless, up to MAX_DOWNLOAD_BYTES and until `deadline` (time.monotonic())."""
     size = 0
     while chunk := read(2**16):
@@ -303,7 +303,9 @@ def _download(url: str, stack: ExitStack) -> tuple[str, str]:
                 raise AudioError(
                     f"{name} is sent on to a URL that is not http or https; download it and pass its path."
                 )
-            _copy(name, response.read1, file, deadline)  # read1 returns what has arrived, so a slow server is noticed
+            copy_stream(
+                name, response.read1, file, deadline
+            )  # read1 returns what has arrived, so a slow server is noticed
             if response.length:
                 raise AudioError(f"{name} was cut off {response.length} bytes before its end; try again.")
     except url_error.HTTPError as error:

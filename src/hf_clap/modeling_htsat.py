@@ -335,8 +335,8 @@ class HfClapHtsatModel(HfClapAudioTower):
         is_longer = self._check_longer(input_features, is_longer)
         if self.stages[0].orders.is_meta and not input_features.is_meta:
             raise RuntimeError(
-                "HTS-AT was built on meta, with indices that no checkpoint holds; load it by from_pretrained, or build "
-                "it on the CPU."
+                "HTS-AT was built on meta, with indices that no checkpoint holds; load it by from_pretrained, or "
+                "build it on the CPU."
             )
         if self._is_watched(input_features):
             steps = self._encode(input_features, is_longer, in_pieces=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import tarfile
 import zipfile
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .audio import iter_audio, stretch_of
+from .audio import copy_stream, iter_audio, stretch_of
 from .waveform import AudioError
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
@@ -171,9 +172,12 @@ def fetch_audio(source: Any) -> Any:
         return source
     import fsspec  # comes with datasets
 
+    name, whole = path.split("::")[0].rpartition("/")[2], io.BytesIO()  # the rest may hold a password
     try:
         with fsspec.open(path, "rb") as file:
-            return {"bytes": file.read(), "path": path}
+            copy_stream(name, file.read, whole)
+    except AudioError:
+        raise
     except (OSError, ValueError, RuntimeError, *DAMAGED) as error:  # the third where it is encrypted
-        name = path.split("::")[0].rpartition("/")[2]  # the rest may hold a password
         raise AudioError(f"{name} cannot be read where it lies ({type(error).__name__}).") from error
+    return {"bytes": whole.getvalue(), "path": path}

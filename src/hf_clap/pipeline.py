@@ -267,8 +267,8 @@ def pipeline(
     Args:
         model: folder or Hub id of a hf_clap checkpoint, or a model; the bundled checkpoint when absent.
         processor: needed with a model object; otherwise the checkpoint's.
-        device: such as `"cuda"` or `"cpu"`. When absent, a checkpoint goes to a GPU if there is one, and a model
-            object stays where it is.
+        device: such as `"cuda"`, `"mps"` or `"cpu"`. When absent, a checkpoint goes to a CUDA GPU if there is one, and
+            a model object stays where it is.
         dtype: such as `"bfloat16"`; what the checkpoint or model has when absent. A warning says so where the CPU has
             no arithmetic for it.
         batch_size: windows that go through the audio tower at a time.

@@ -132,6 +132,7 @@ def finetune(
             seed=seed,
             use_cpu=model.device.type == "cpu",
         )
+        arguments._n_gpu = 1  # else all GPUs would share a batch, windows and clips of which are cut apart
         trainer = Trainer(
             classifier,
             arguments,
