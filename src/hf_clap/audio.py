@@ -303,9 +303,8 @@ def _download(url: str, stack: ExitStack) -> tuple[str, str]:
                 raise AudioError(
                     f"{name} is sent on to a URL that is not http or https; download it and pass its path."
                 )
-            copy_stream(
-                name, response.read1, file, deadline
-            )  # read1 returns what has arrived, so a slow server is noticed
+            # read1 returns what has arrived, so a slow server is noticed
+            copy_stream(name, response.read1, file, deadline)
             if response.length:
                 raise AudioError(f"{name} was cut off {response.length} bytes before its end; try again.")
     except url_error.HTTPError as error:

@@ -229,18 +229,20 @@ def _unmoved_statistics(model: nn.Module) -> Iterator[None]:
         buffer.copy_(value)
 
 
-def _random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
+def _random_state(device: torch.device) -> list[torch.Tensor]:
     """Of the CPU and, where the model is elsewhere, of its device."""
-    of_cpu = torch.get_rng_state()
-    return (of_cpu,) if device.type == "cpu" else (of_cpu, torch.get_device_module(device).get_rng_state(*_of(device)))
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(*_named(device)))
+    return states
 
 
-def _set_random_state(states: tuple[torch.Tensor, ...], device: torch.device) -> None:
+def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
-        torch.get_device_module(device).set_rng_state(state, *_of(device))
+        torch.get_device_module(device).set_rng_state(state, *_named(device))
 
 
-def _of(device: torch.device) -> list[torch.device]:
-    """Which of several; there is one MPS alone, whose functions do not ask."""
+def _named(device: torch.device) -> list[torch.device]:
+    """A device for functions that ask which; those of MPS, of which there is one, do not."""
     return [] if device.type == "mps" else [device]
