@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_clap import linear
@@ -108,7 +111,9 @@ def test_weights_with_a_will_of_their_own_are_obeyed(layers):
 @pytest.mark.parametrize("shape", [(), (5,), (2, 64, 3), (0,)])
 @pytest.mark.parametrize("frozen", ["nothing", "weight", "bias", "hidden", "weight and hidden"])
 @pytest.mark.parametrize("outputs", [384, WEIGHTS_FOR_MKL // 96 + 1])
-def test_gradients_are_those_of_nn_linear(shape, frozen, outputs):
+@pytest.mark.parametrize("is_intel", [True, False])
+def test_gradients_are_those_of_nn_linear(shape, frozen, outputs, is_intel, monkeypatch):
+    monkeypatch.setattr(linear, "IS_INTEL", is_intel)
     torch.manual_seed(0)
     layers = Linear(96, outputs), nn.Linear(96, outputs)
     layers[0].load_state_dict(layers[1].state_dict())
@@ -123,6 +128,25 @@ def test_gradients_are_those_of_nn_linear(shape, frozen, outputs):
     for ours, theirs in zip(*gradients, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_gradients_are_mkls_on_intels_cpus(monkeypatch):
+    """Where oneDNN takes up to twice as long for them."""
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists() and hasattr(torch.cpu, "get_capabilities"):
+        is_intel = "GenuineIntel" in cpu.read_text()
+        assert is_intel == linear.IS_INTEL
+    layer, hidden = Linear(96, WEIGHTS_FOR_MKL // 96 + 1), torch.randn(5, 96, requires_grad=True)
+    found = []
+    for is_intel in True, False:
+        monkeypatch.setattr(linear, "IS_INTEL", is_intel)
+        output = layer(hidden).sum()
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            output.backward()
+        found.append({event.name for event in profiled.events()})
+    through_onednn = "mkldnn::_linear_pointwise"
+    assert through_onednn not in found[0]
+    assert through_onednn in found[1]
 
 
 def test_gradients_of_gradients_are_those_of_nn_linear(layers):
