@@ -13,7 +13,7 @@ from .derived import Derived, is_any_watched, is_plain
 # The gradient of so few weights in float32 is left to MKL,
 WEIGHTS_FOR_MKL = 2**16
 
-# and all gradients on CPUs of MKL's own maker, where they take two thirds of oneDNN's time (measured).
+# and all such gradients on CPUs of MKL's own maker, where they take two thirds of oneDNN's time (measured).
 IS_INTEL = hasattr(torch.cpu, "get_capabilities") and "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
 
 # With AVX2, oneDNN's product with GELU in it takes a quarter to a third longer than one after the other (measured).
@@ -50,15 +50,15 @@ class _LinearWithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
+        is_for_mkl = IS_INTEL and gradient.dtype == torch.float32
         # under gradients it is of a gradient that has one itself
-        linear = F.linear if torch.is_grad_enabled() or IS_INTEL else onednn_linear
+        linear = F.linear if is_for_mkl or torch.is_grad_enabled() else onednn_linear
         rows = gradient.reshape(-1, gradient.shape[-1])
         weight_gradient = None
         if hidden is not None:
             hidden = hidden.reshape(-1, hidden.shape[-1])
             weights = rows.shape[1] * hidden.shape[1]
-            is_for_mkl = IS_INTEL or weights <= WEIGHTS_FOR_MKL
-            if gradient.dtype == torch.float32 and not is_for_mkl and rows.numel():
+            if gradient.dtype == torch.float32 and weights > WEIGHTS_FOR_MKL and rows.numel():
                 weight_gradient = linear(rows.T, hidden.T, None)
             else:
                 weight_gradient = rows.T @ hidden
