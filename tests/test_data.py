@@ -76,6 +76,28 @@ def resumed(stream, state, count=None):
 
 
 @pytest.mark.parametrize(
+    "some",
+    [
+        lambda rows: rows.take(5),
+        lambda rows: rows.skip(3).filter(lambda row: True),
+        lambda rows: datasets.interleave_datasets([rows, rows.take(4)]),
+        lambda rows: datasets.concatenate_datasets([rows, rows.take(2)]),
+    ],
+    ids=["take", "skip", "interleave", "concatenate"],
+)
+def test_some_rows_of_a_data_set_are_those_that_it_has(shards, some):
+    """`datasets` itself takes a few of each shard, where it reads by shards."""
+    rows = some(datasets.load_dataset("parquet", data_files=f"{shards}/*.parquet", split="train", streaming=True))
+    expected = [int(row["caption"].removeprefix("clip ")) for row in rows.decode(False)]
+    one_pass, training = (load_pairs(rows, extractor(), training=training) for training in (False, True))
+    assert numbers(one_pass) == expected
+    parts = [numbers(one_pass.split(rank, 2)) for rank in range(2)]
+    assert sorted(chain(*parts)) == sorted(expected)
+    for rank, part in enumerate(parts):
+        assert sorted(numbers(islice(training.split(rank, 2), len(part)))) == sorted(part)
+
+
+@pytest.mark.parametrize(
     ("files", "readers"), [(8, 1), (8, 3), (8, 4), (8, 8), (3, 8), (1, 3)], ids=lambda number: str(number)
 )
 def test_all_readers_together_have_every_row_once_in_every_epoch(tmp_path, files, readers):
@@ -442,6 +464,13 @@ def test_columns_that_are_missing_or_ambiguous_are_named(features, options, sent
     rows = datasets.Dataset(pa.Table.from_pylist([{}], schema=datasets.Features(types).arrow_schema))
     with pytest.raises(PairError, match=sentence.replace("?", r"\?")):
         load_pairs(rows, extractor(), **options)
+
+
+def test_transforms_on_the_fly_are_refused(shards):
+    rows = datasets.load_dataset("parquet", data_files=f"{shards}/*.parquet", split="train")
+    with pytest.raises(PairError, match=r"Transforms on the fly .* are not read; use the data set's map"):
+        load_pairs(rows.with_transform(lambda batch: batch), extractor())
+    assert len(list(load_pairs(rows.with_format("torch", columns=["label"]), extractor(), training=False))) == ROWS
 
 
 def test_no_rows_no_columns_and_no_split_are_one_sentence(tmp_path):

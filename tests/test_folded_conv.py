@@ -132,6 +132,16 @@ def test_where_it_is_possible(pair):
         assert not FoldedConv.is_possible(hidden, nn.utils.parametrizations.weight_norm(conv), norm)
 
 
+def test_a_norm_of_another_kind_is_called():
+    tower = HfClapCnn14Model(HfClapCnn14Config(channels=(8, 16), pool_sizes=(2, 2), hidden_size=12))
+    for block in tower.eval().blocks:
+        block.norms = nn.ModuleList(nn.Identity() for _ in block.norms)
+    features = torch.randn(1, 1, 100, 64)
+    expected = tower(features).pooler_output.detach()
+    with torch.no_grad():
+        assert torch.allclose(tower(features).pooler_output, expected, atol=1e-6)
+
+
 def test_a_tower_folds_and_can_do_without(tower):
     features = torch.randn(6, 1, 64, 64) * 20 - 40
     names = list(tower.state_dict())

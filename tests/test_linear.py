@@ -130,6 +130,19 @@ def test_gradients_are_those_of_nn_linear(shape, frozen, outputs, is_intel, monk
         assert ours is None or torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_what_comes_out_in_training_may_be_changed_in_place(layers):
+    """As AdaLoRA's layers do, hooks, and Longformer."""
+    hidden = torch.randn(2, 3, 96)
+    gradients = []
+    for layer in layers:
+        output = layer(hidden)
+        output *= 2.0
+        output.view(-1).add_(1.0)
+        output.square().sum().backward()
+        gradients.append(layer.weight.grad)
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-3)
+
+
 def test_gradients_are_mkls_on_intels_cpus(monkeypatch):
     """Where oneDNN takes up to twice as long for them."""
     cpu = Path("/proc/cpuinfo")

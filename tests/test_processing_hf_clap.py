@@ -37,6 +37,8 @@ def test_text_options_never_reach_the_audio(processor):
 def test_nothing_to_process_is_an_error(processor):
     with pytest.raises(ValueError, match="pass text=…, audio=… or both"):
         processor()
+    with pytest.raises(ValueError, match="The list of texts is empty; pass at least one text"):
+        processor(text=[])
 
 
 def test_unknown_option_is_an_error(processor):

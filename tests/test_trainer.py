@@ -4,14 +4,18 @@ import copy
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_clap
@@ -236,6 +240,65 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(processor, pair_shards, tmp_p
         streamed(processor, pair_shards, tmp_path / "broken", workers=workers).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("moment", ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step"])
+def test_a_run_that_is_terminated_goes_on_to_the_bit(processor, pair_shards, tmp_path, moment):
+    """After a SIGTERM that comes at any moment of a step, with all of its batches fetched."""
+    handler = signal.getsignal(signal.SIGTERM)
+    options = {"workers": 0, "gradient_accumulation_steps": 2}
+    whole = streamed(processor, pair_shards, tmp_path / "whole", **options)
+    whole.train()
+    stopped = streamed(processor, pair_shards, tmp_path / "stopped", **options, enable_jit_checkpoint=True)
+    terminating = TrainerCallback()
+    setattr(terminating, moment, lambda _, state, *__, **___: terminate(stopped) if state.global_step == 4 else None)
+    stopped.add_callback(terminating)
+    stopped.train()
+    assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-5"
+    assert signal.getsignal(signal.SIGTERM) is handler
+    resumed = streamed(processor, pair_shards, tmp_path / "stopped", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+    assert same_weights(resumed.model, whole.model)
+
+
+def terminate(trainer):
+    """This process by a SIGTERM, of which the trainer knows at once."""
+    [callback] = [one for one in trainer.callback_handler.callbacks if hasattr(one, "of_transformers")]
+    manager = callback.of_transformers.jit_manager
+    manager.kill_wait = 0
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not manager.is_checkpoint_requested:
+        time.sleep(0.01)
+
+
+def test_a_new_run_keeps_its_checkpoints_beside_those_of_a_longer_one(processor, pairs, tmp_path):
+    for steps in (20, 30):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{steps}", (steps, steps))  # long ago
+    options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    trainer_of(small_model(processor), processor, tmp_path, pairs, **options).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_model_made_by_the_trainer_is_the_one_that_is_given(processor, pairs, tmp_path):
+    """`model_init`, with which `hyperparameter_search` makes a new one for every trial."""
+    start = small_model(processor)
+    given = trainer_of(copy.deepcopy(start), processor, tmp_path, pairs, freeze_audio=True)
+    given.train()
+    made = hf_clap.HfClapTrainer(
+        args=arguments(tmp_path, freeze_audio=True),
+        model_init=lambda: copy.deepcopy(start),
+        processing_class=processor,
+        train_dataset=pairs,
+    )
+    for _ in range(2):
+        made.train()
+        assert same_weights(made.model, given.model)
+        assert not any(weight.requires_grad for weight in made.model.audio_model.parameters())
+    for model_init in (lambda: torch.nn.Linear(1, 1), lambda: "model"):
+        with pytest.raises(TypeError, match="pass an HfClapModel"):
+            hf_clap.HfClapTrainer(args=arguments(tmp_path), model_init=model_init, processing_class=processor)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(processor, pair_shards, tmp_path, monkeypatch):
     trainer = streamed(processor, pair_shards, tmp_path, workers=0, save_steps=3)
     save = trainer._save_optimizer_and_scheduler
@@ -306,6 +369,21 @@ def test_the_best_weights_are_those_that_were_saved(processor, pairs, tmp_path, 
     assert trainer._last_evaluation("eval_")["step"] == step
     trainer.state.log_history.append({"step": 3, "eval_loss": 0.5})  # asked for after training
     assert trainer._last_evaluation("eval_")["eval_loss"] == 0.5
+
+
+def test_the_card_of_adapters_says_how_they_are_used(processor, pairs, tmp_path, small_checkpoint):
+    model = hf_clap.HfClapModel.from_pretrained(small_checkpoint)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    name = str(tmp_path / "adapters")
+    trainer = trainer_of(adapted, processor, name, pairs)
+    trainer.save_model()
+    trainer.create_model_card(model_name=name)
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "adapters" / "README.md").read_text(), re.DOTALL)[1]
+    tagger = {}
+    exec(code.rpartition("print")[0], tagger)
+    sounds = [np.zeros(16000, np.float32), pairs[0].audio]
+    expected = hf_clap.pipeline(adapted, processor=processor)(sounds, ["a", "b"], sampling_rate=16000)
+    assert tagger["tagger"](sounds, ["a", "b"], sampling_rate=16000) == expected
 
 
 def test_the_card_names_each_evaluation_set(processor, pairs, tmp_path):
@@ -411,6 +489,9 @@ def test_data_sets_of_the_wrong_kind_are_refused(processor, pairs, tmp_path):
     for evaluation in (Iterated(), set(range(3))):
         with pytest.raises(ValueError, match="needs eval_dataset: a stream of load_pairs, or pairs with a length"):
             trainer_of(model, processor, tmp_path).evaluate(evaluation)
+    for held_out in (rows, {"one": pairs, "other": rows}):
+        with pytest.raises(TypeError, match=r"eval_dataset is a Dataset of rows; pass load_pairs\(.*training=False"):
+            trainer_of(model, processor, tmp_path, pairs, held_out)
     for few in ([], pairs[:1]):
         with pytest.raises(ValueError, match=f"train_dataset has a length of {len(few)}; it must be at least 2"):
             trainer_of(model, processor, tmp_path, few)
@@ -418,6 +499,17 @@ def test_data_sets_of_the_wrong_kind_are_refused(processor, pairs, tmp_path):
     with pytest.raises(ValueError, match="train_dataset has a length of 0; it must be at least 1"):
         trainer_of(model, processor, tmp_path, [])
     trainer_of(model, processor, tmp_path, pairs[:1])
+
+
+def test_a_rest_of_one_pair_is_refused(processor, pairs, tmp_path):
+    """Its loss is 0, and the optimizer would move the weights by what it remembers."""
+    model = small_model(processor)
+    with pytest.raises(ValueError, match=r"The last batch of 17 pairs would be one alone.*dataloader_drop_last=True"):
+        trainer_of(model, processor, tmp_path, pairs[:17])
+    trainer_of(model, processor, tmp_path, pairs[:18])
+    dropping = trainer_of(model, processor, tmp_path, pairs[:17], dataloader_drop_last=True)
+    dropping.train()
+    assert min(losses(dropping)) > 0
 
 
 def test_parts_of_streams_are_refused(processor, pair_shards, tmp_path):
@@ -437,6 +529,9 @@ def test_streams_of_the_wrong_kind_are_refused(processor, pair_shards, tmp_path)
         trainer_of(small_model(processor), processor, tmp_path, once)
     with pytest.raises(ValueError, match="load it with training=False"):
         trainer_of(small_model(processor), processor, tmp_path, endless).evaluate(endless)
+    for evaluated in (endless, {"name": endless}):  # before the training
+        with pytest.raises(ValueError, match="load it with training=False"):
+            trainer_of(small_model(processor), processor, tmp_path, endless, evaluated)
     with pytest.raises(ValueError, match="train_sampling_strategy=sequential is for lists; leave it out"):
         trainer_of(small_model(processor), processor, tmp_path, endless, train_sampling_strategy="sequential")
 
@@ -507,6 +602,19 @@ losses_of = [trainer.evaluate(few)["eval_loss"]]
 losses_of += [trainer.predict(data).metrics["test_loss"] for data in (few, held_out)]
 if trainer.is_world_process_zero():
     trainer.save_model()
+
+class TerminateOne(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 2 and args.process_index == 1:
+            terminate(stopped)
+
+stopped = trainer_of(
+    small_model(processor), processor, sys.argv[3] + "-stopped", stream, callbacks=[TerminateOne()], max_steps=9,
+    enable_jit_checkpoint=True,
+)
+stopped.train()
+assert stopped.state.global_step == 3, stopped.state.global_step
+if trainer.is_world_process_zero():
     print(json.dumps([trainer.args.world_size, losses(trainer), metrics, losses_of]))
 """
 
@@ -526,6 +634,7 @@ def test_two_processes(processor, pair_shards, tmp_path):
     assert finished.returncode == 0, finished.stderr
     world_size, of_run, metrics, (of_few, predicted_few, predicted) = json.loads(finished.stdout.splitlines()[-1])
     assert world_size == 2
+    assert last_checkpoint(tmp_path / "run-stopped").name == "checkpoint-3"  # of both, when one was terminated
     assert (predicted_few, predicted) == (of_few, metrics["eval_loss"])
     model = hf_clap.HfClapModel.from_pretrained(tmp_path / "run")
     held_out = hf_clap.load_pairs(pair_shards, processor.feature_extractor, training=False)

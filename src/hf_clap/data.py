@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .pair_columns import Columns, Pair, PairError, read_audio
 from .prompts import check_templates
-from .rows import iter_batches, open_rows
+from .rows import count_shards, iter_batches, open_rows, shard_of
 from .waveform import AudioError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ def load_pairs(
 
     Args:
         source: a Hub id; a folder or a file of Parquet, WebDataset tars, JSON lines or CSV, or of audio with a
-            `metadata.csv`; a glob, a list or a URL of such files; or a data set of `datasets`.
+            `metadata.csv`; a glob, a list or a URL of such files; or a data set of `datasets`. One of its `take`,
+            `skip` or `interleave_datasets` is read by every reader, each of which keeps its own rows.
         feature_extractor: gives the rate in Hz of the waveforms, and the length in seconds that is cropped.
         split: of the source, where it has several.
         audio: column of audio; the one of that type when absent. A column inside another is written `json.wave`.
@@ -263,7 +264,7 @@ class _SourcePairs(PairStream):
         super().__init__(sampling_rate, training, seed)
         if buffer_size < 1 or not 0 <= max_skipped <= 1:
             raise PairError("buffer_size must be at least 1, and max_skipped a share between 0 and 1.")
-        self.rows = rows
+        self.rows, self.shards = rows, count_shards(rows)
         self.columns = columns
         self.crop_samples = crop_samples
         self.where = where
@@ -272,7 +273,7 @@ class _SourcePairs(PairStream):
 
     def order(self) -> dict[str, Any]:
         drawn = {"seed": int(self.seed), "buffer_size": int(self.buffer_size)} if self.training else {}
-        shards = {"number of shards": self.rows.num_shards}
+        shards = {"number of shards": self.shards}
         return {"number of streams": 1, "training": bool(self.training), **drawn, **shards}
 
     def start(self, worker: int) -> dict[str, Any]:
@@ -308,7 +309,7 @@ class _SourcePairs(PairStream):
             elif whole and index > first_index:
                 vain.update(self._shards_of(reader, readers, epoch))
                 # of several readers one may have nothing but broken rows: in training for an epoch
-                if len(vain) == self.rows.num_shards if self.training else not self._has_pairs():
+                if len(vain) == self.shards if self.training else not self._has_pairs():
                     raise PairError(f"{_share(skipped)}, and not one can be used; mend the data.")
             if not self.training or (whole and index == first_index and not self._has_rows(reader, readers)):
                 if held is not None:
@@ -322,14 +323,12 @@ class _SourcePairs(PairStream):
         filled, shuffled and emptied before the next one, so that the place of its first row is all there is to
         remember of it.
         """
-        rows = self._rows_of(
-            self._shards_of(reader, readers, epoch), _share_of(reader, readers, self.rows.num_shards), place
-        )
+        rows = self._rows_of(self._shards_of(reader, readers, epoch), _share_of(reader, readers, self.shards), place)
         return iter(lambda: list(islice(rows, self.buffer_size)), [])
 
     def _shards_of(self, reader: int, readers: int, epoch: int) -> Sequence[int]:
         """The reader's shards, in its order."""
-        shards = self.rows.num_shards
+        shards = self.shards
         order: Any = range(shards)
         if self.training:
             order = np.random.default_rng([self.seed, epoch]).permutation(shards)
@@ -337,21 +336,21 @@ class _SourcePairs(PairStream):
 
     def _has_rows(self, reader: int, readers: int) -> bool:
         """Whether a reader that had no row in one epoch may have some in another, when its shards are others."""
-        shards = self.rows.num_shards
+        shards = self.shards
         rows = self._rows_of(range(shards), _share_of(reader, readers, shards), (0, 0))
         return next(rows, None) is not None
 
     def _has_pairs(self) -> bool:
         """Whether any row can be used, of whatever reader."""
         skipped, random = {"rows": 0, "audio": 0, "caption": 0}, np.random.default_rng(0)
-        rows = self._rows_of(range(self.rows.num_shards), (0, 1), (0, 0))
+        rows = self._rows_of(range(self.shards), (0, 1), (0, 0))
         return any(self._pair(row, skipped, random) is not None for _, row in rows)
 
     def _rows_of(self, own: Sequence[int], share: tuple[int, int], place: Place) -> Iterator[tuple[Place, Any]]:
         """The rows of the shards `own` that fall to one (which, of how many) that share them, from a place on."""
         which, sharers = share
         for shard in range(place[0], len(own)):
-            stored = self.rows.shard(num_shards=self.rows.num_shards, index=int(own[shard]), contiguous=False)
+            stored = shard_of(self.rows, self.shards, int(own[shard]))
             number = -1
             # and not `for row in stored`, which would share the rows among loader workers by a rule of its own
             for batch in iter_batches(stored):

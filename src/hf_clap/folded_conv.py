@@ -51,13 +51,13 @@ class FoldedConv:
     def is_possible(hidden: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
         """Whether nothing would miss the two modules' own steps: gradients, a norm that learns, hooks, compilers."""
         return (
-            is_plain_inference(hidden, conv.weight)
+            type(conv) is nn.Conv2d
+            and type(norm) is nn.BatchNorm2d
+            and is_plain_inference(hidden, conv.weight)
             and not norm.training
             and norm.track_running_stats
-            and type(conv) is nn.Conv2d
             and isinstance(conv.padding, tuple)
             and conv.padding_mode == "zeros"
-            and type(norm) is nn.BatchNorm2d
             and not is_any_watched(conv, norm)
         )
 

@@ -31,14 +31,16 @@ class Linear(nn.Linear):
         if not has_onednn(hidden, self.weight):
             return super().forward(hidden)
         if torch.is_grad_enabled():
-            return _LinearWithGradients.apply(hidden, self.weight, self.bias)
+            # the view outside, where it may be changed in place, as AdaLoRA and Longformer do with what they get
+            rows = _LinearWithGradients.apply(hidden.reshape(-1, hidden.shape[-1]), self.weight, self.bias)
+            return rows.view(*hidden.shape[:-1], rows.shape[-1])
         return onednn_linear(hidden, self.weight, self.bias)
 
 
 class _LinearWithGradients(torch.autograd.Function):
     """
-    `F.linear` in training through oneDNN. It wants one factor of the weights' gradient copied into another order,
-    which in float32 is worth it where weights are many (half of MKL's time) and in bfloat16 nowhere.
+    `F.linear` of `(rows, dim)` in training through oneDNN. It wants one factor of the weights' gradient copied into
+    another order, which in float32 is worth it where weights are many (half of MKL's time) and in bfloat16 nowhere.
     """
 
     @staticmethod
@@ -53,19 +55,17 @@ class _LinearWithGradients(torch.autograd.Function):
         is_for_mkl = IS_INTEL and gradient.dtype == torch.float32
         # under gradients it is of a gradient that has one itself
         linear = F.linear if is_for_mkl or torch.is_grad_enabled() else onednn_linear
-        rows = gradient.reshape(-1, gradient.shape[-1])
         weight_gradient = None
         if hidden is not None:
-            hidden = hidden.reshape(-1, hidden.shape[-1])
-            weights = rows.shape[1] * hidden.shape[1]
-            if gradient.dtype == torch.float32 and weights > WEIGHTS_FOR_MKL and rows.numel():
-                weight_gradient = linear(rows.T, hidden.T, None)
+            weights = gradient.shape[1] * hidden.shape[1]
+            if gradient.dtype == torch.float32 and weights > WEIGHTS_FOR_MKL and gradient.numel():
+                weight_gradient = linear(gradient.T, hidden.T, None)
             else:
-                weight_gradient = rows.T @ hidden
+                weight_gradient = gradient.T @ hidden
         return (
             None if weight is None else linear(gradient, weight.T, None),
             weight_gradient,
-            rows.sum(dim=0) if ctx.needs_input_grad[2] else None,
+            gradient.sum(dim=0) if ctx.needs_input_grad[2] else None,
         )
 
 

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
+from .embedding import active_adapters
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .whole_file import whole_file, writing
 
@@ -72,6 +73,16 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 """,
     ),
 }
+
+# in place of the use of a tagging model, where what is saved is adapters alone
+USE_OF_ADAPTERS = """\
+import hf_clap
+
+model = hf_clap.HfClapModel.from_pretrained("{name}")  # needs peft
+processor = hf_clap.HfClapProcessor.from_pretrained("{name}")
+tagger = hf_clap.pipeline(model, processor=processor)
+print(tagger("sound.wav", ["a dog", "rain"]))
+"""
 
 # title: (attribute of the model, attribute of its configuration)
 TOWERS = {
@@ -151,13 +162,14 @@ def training_card(
         eval_results=eval_results or None,
     )
     origin = f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
+    use = USE_OF_ADAPTERS if purpose.tag == "tagging" and active_adapters(model) else purpose.use
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title}\n",
         f"A CLAP (contrastive language-audio pretraining) checkpoint of hf_clap{origin}.\n",
         *table(("", ""), _about(model, extractor).items()),
         "\n## How to use it\n",
-        f"```python\n{purpose.use.format(name=name, rate=extractor.sampling_rate)}```",
+        f"```python\n{use.format(name=name, rate=extractor.sampling_rate)}```",
     ]
     if eval_results:
         lines += ["\n## Results\n", *_results_table(eval_results)]

@@ -67,11 +67,13 @@ class HfClapProcessor(ProcessorMixin):
             BatchFeature: the tokenizer's fields for `text`, the feature extractor's for `audio`.
 
         Raises:
-            ValueError: if both are missing, or what the feature extractor raises.
+            ValueError: if both are missing or there are no texts, or what the feature extractor raises.
         """
         if text is None and audio is None:
             raise ValueError("There is nothing to process; pass text=…, audio=… or both.")
         fields: dict[str, Any] = {}
+        if text is not None and not isinstance(text, str) and len(text) == 0:
+            raise ValueError("The list of texts is empty; pass at least one text.")
         if text is not None:
             fields |= self.tokenizer(
                 text, padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors

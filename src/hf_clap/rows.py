@@ -59,9 +59,38 @@ def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
     if isinstance(source, datasets.Dataset):
         if not len(source):
             raise PairError("The data set has no rows.")
-        source = source.to_iterable_dataset(num_shards=min(64, len(source)))
+        if source.format["type"] == "custom":
+            raise PairError("Transforms on the fly (with_transform) are not read; use the data set's map.")
+        source = source.with_format(None).to_iterable_dataset(num_shards=min(64, len(source)))
     source = source.with_format(None)
     return source if source.features is None else source.decode(False)
+
+
+def count_shards(rows: Any) -> int:
+    """
+    In how many shards rows of `open_rows` may be read. Where `take`, `skip` or `interleave_datasets` has a part in
+    them, one: of shards `datasets` would take a few rows each, which are others than of the whole.
+    """
+    from datasets import iterable_dataset as parts
+
+    whole_only = (
+        parts.TakeExamplesIterable,
+        parts.SkipExamplesIterable,
+        parts.CyclingMultiSourcesExamplesIterable,
+    )
+    pending = [rows._ex_iterable]  # there is no other way to know
+    while pending:
+        part = pending.pop()
+        if isinstance(part, whole_only):
+            return 1
+        pending += [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
+    return rows.num_shards
+
+
+def shard_of(rows: Any, shards: int, index: int) -> Any:
+    """A new data set of the rows of one shard of so many, by `count_shards`."""
+    # `shard(1, 0)` does not always leave rows as they are
+    return rows.with_format(None) if shards == 1 else rows.shard(num_shards=shards, index=index, contiguous=False)
 
 
 def iter_batches(rows: Any) -> Iterator[dict[str, Any]]:

@@ -108,7 +108,8 @@ class HfClapTrainer(Trainer):
     * Evaluation gives the loss of the whole evaluation set as one batch, and `retrieval_metrics`.
 
     Args:
-        model: an `HfClapModel`, also with adapters of peft.
+        model: an `HfClapModel`, also with adapters of peft; none where `model_init` makes it, as for
+            `hyperparameter_search`.
         args: `HfClapTrainingArguments`.
         processing_class: the `HfClapProcessor`, saved with the model; makes the batches, unless there is a
             `data_collator`.
@@ -139,21 +140,25 @@ class HfClapTrainer(Trainer):
 
     def __init__(
         self,
-        model: Any,
-        args: HfClapTrainingArguments,
+        model: Any = None,
+        args: HfClapTrainingArguments | None = None,
         *,
         processing_class: Any,
         data_collator: Any = None,
         **options: Any,
     ):
-        _check_kinds(model, args)
+        if not isinstance(args, HfClapTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}; pass HfClapTrainingArguments.")
         _check_effects(args, options)
-        train_dataset = options.get("train_dataset")
-        if train_dataset is not None:
-            _check_pairs(train_dataset, args, model.config.loss)
-        if isinstance(train_dataset, PairStream):
+        self.args, self.train_dataset = args, options.get("train_dataset")
+        if options.get("model_init") is None:
+            self._take(model)
+        if isinstance(self.train_dataset, PairStream):
             args.ignore_data_skip = True  # the stream's own state leads to the place, without reading up to it
-        freeze(model, audio=args.freeze_audio, text=args.freeze_text)
+        evaluated = options.get("eval_dataset")
+        for dataset in evaluated.values() if isinstance(evaluated, dict) else [evaluated]:
+            if dataset is not None:
+                _check_evaluated(dataset)
         collator = PairCollator(processing_class) if data_collator is None else data_collator
         self._loader: PairLoader | None = None
         self._last_log: tuple[float, int] | None = None
@@ -161,7 +166,23 @@ class HfClapTrainer(Trainer):
         self._logged_in_training = 0  # entries of the log
         super().__init__(model, args, data_collator=collator, processing_class=processing_class, **options)
         self.add_callback(_ClampLogitScale())
-        self._scalars = scalars_to_vectors(model) if self.is_fsdp_enabled else []
+        if args.enable_jit_checkpoint:
+            self.add_callback(_SaveWhenTerminated(self))
+        self._scalars = scalars_to_vectors(cast("Any", self.model)) if self.is_fsdp_enabled else []
+
+    def _take(self, model: Any) -> None:
+        """See that the model can be trained, and freeze what is to be frozen."""
+        _check_model(model)
+        if self.train_dataset is not None:
+            _check_pairs(self.train_dataset, self.args, model.config.loss)
+        freeze(model, audio=self.args.freeze_audio, text=self.args.freeze_text)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model = super().call_model_init(trial)
+        self._take(model)
+        if getattr(self, "is_fsdp_enabled", False):  # the first model is made before that is known
+            self._scalars = scalars_to_vectors(model)
+        return model
 
     def train(
         self,
@@ -210,12 +231,9 @@ class HfClapTrainer(Trainer):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         rank, processes = self.args.process_index, self.args.world_size
+        _check_evaluated(dataset)
         if isinstance(dataset, PairStream):
-            if dataset.training:
-                raise ValueError("eval_dataset is a stream that never ends; load it with training=False.")
             return self._pair_loader(dataset.split(rank, processes), self.args.eval_batch_size)
-        if not _has_items(dataset):
-            raise ValueError("The evaluation needs eval_dataset: a stream of load_pairs, or pairs with a length.")
         share = Subset(dataset, range(rank, len(dataset), processes))
         return DataLoader(
             share,
@@ -280,6 +298,7 @@ class HfClapTrainer(Trainer):
         model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         core = unwrapped(model)
         model.eval()
+        self.callback_handler.eval_dataloader = dataloader  # what the progress bar counts
         parts = []
         for batch in dataloader:
             batch = self._prepare_inputs({name: value for name, value in batch.items() if name != "return_loss"})
@@ -386,7 +405,8 @@ class HfClapTrainer(Trainer):
                 if args.should_save:
                     self.state.save_to_json(str(written / TRAINER_STATE_NAME))
         if args.should_save:
-            rotate_checkpoints(str(run), args.save_total_limit, self.state.best_model_checkpoint)
+            # by time: those of an older, longer run in the folder have higher numbers
+            rotate_checkpoints(str(run), args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
 
@@ -430,9 +450,7 @@ class HfClapTrainer(Trainer):
         return f"pairs_{self.args.process_index}.json"
 
 
-def _check_kinds(model: Any, args: Any) -> None:
-    if not isinstance(args, HfClapTrainingArguments):
-        raise TypeError(f"args is a {type(args).__name__}; pass HfClapTrainingArguments.")
+def _check_model(model: Any) -> None:
     inside = model.modules() if isinstance(model, nn.Module) else ()  # of adapters and other wrappers
     # by name, as a model that came with its code is of a class of its own
     if not any(parent.__name__ == "HfClapModel" for part in inside for parent in type(part).__mro__):
@@ -457,10 +475,7 @@ def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None
         if args.train_sampling_strategy != "random":
             raise ValueError(f"train_sampling_strategy={args.train_sampling_strategy} is for lists; leave it out.")
     elif hasattr(dataset, "column_names"):
-        raise TypeError(
-            f"train_dataset is a {type(dataset).__name__} of rows; pass load_pairs(dataset, "
-            "processor.feature_extractor), with its split if it has several."
-        )
+        raise _of_rows("train_dataset", dataset)
     elif isinstance(dataset, IterableDataset):
         if args.world_size > 1:
             raise TypeError(
@@ -478,6 +493,29 @@ def _check_pairs(dataset: Any, args: HfClapTrainingArguments, loss: str) -> None
             "A batch of one pair has nothing to contrast it with; raise per_device_train_batch_size, and set "
             "micro_batch_size where memory is short (gradient accumulation adds no negatives)."
         )
+    is_left_alone = loss == "softmax" and _has_items(dataset) and len(dataset) % args.train_batch_size == 1
+    if is_left_alone and args.world_size == 1 and not args.dataloader_drop_last:  # several processes fill it up
+        raise ValueError(
+            f"The last batch of {len(dataset)} pairs would be one alone, with nothing to contrast it with; set "
+            "dataloader_drop_last=True, or another per_device_train_batch_size."
+        )
+
+
+def _check_evaluated(dataset: Any) -> None:
+    if isinstance(dataset, PairStream):
+        if dataset.training:
+            raise ValueError("eval_dataset is a stream that never ends; load it with training=False.")
+    elif hasattr(dataset, "column_names"):
+        raise _of_rows("eval_dataset", dataset)
+    elif not _has_items(dataset):
+        raise ValueError("The evaluation needs eval_dataset: a stream of load_pairs, or pairs with a length.")
+
+
+def _of_rows(name: str, dataset: Any) -> TypeError:
+    return TypeError(
+        f"{name} is a {type(dataset).__name__} of rows; pass load_pairs(dataset, processor.feature_extractor"
+        f"{', training=False' if name == 'eval_dataset' else ''}), with its split if it has several."
+    )
 
 
 def _has_items(dataset: Any) -> bool:
@@ -489,3 +527,24 @@ def _has_items(dataset: Any) -> bool:
 class _ClampLogitScale(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         clamp_logit_scale(unwrapped(kwargs["model"]))
+
+
+class _SaveWhenTerminated(TrainerCallback):
+    """
+    transformers' `enable_jit_checkpoint`: after a SIGTERM, a checkpoint and the end of the training; here with the end
+    of a step, as in its midst a stream is past the batches that the weights have not met. All processes stop together.
+    """
+
+    def __init__(self, trainer: Trainer):
+        from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+
+        self.accelerator = trainer.accelerator
+        self.of_transformers: Any = trainer.pop_callback(JITCheckpointCallback)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        requested = torch.tensor(self.of_transformers.jit_manager.is_checkpoint_requested, dtype=torch.float32)
+        if self.accelerator.reduce(requested.to(self.accelerator.device)) > 0:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *arguments: Any, **options: Any) -> None:
+        self.of_transformers.on_train_end(*arguments, **options)
