@@ -401,6 +401,25 @@ def test_an_mp3_without_length_is_read_whole_or_refused():
         load_audio(mp3_without_length([0.0, 0.9]), 44_100)
 
 
+@pytest.mark.parametrize(("file_format", "subtype"), [("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_joined_recordings_are_refused(tmp_path, file_format, subtype):
+    """libsndfile reads the first of them."""
+    one, other = (encoded(noise(seconds, 48_000), 48_000, file_format, subtype) for seconds in (2, 3))
+    (tmp_path / "joined").write_bytes(one + other)
+    for source in (tmp_path / "joined", one + other):
+        with pytest.raises(AudioError, match=r"holds several recordings, .* only the first can be read; convert it"):
+            load_audio(source, RATE)
+    if file_format == "MP3":  # as pictures behind it are
+        np.testing.assert_array_equal(load_audio(one + b"APETAGEX" + bytes(60_000), RATE), load_audio(one, RATE))
+
+
+def test_a_length_that_counts_the_header_too_is_no_damage():
+    wav = encoded(noise(2))
+    at = wav.index(b"data") + 4
+    miscounted = wav[:at] + struct.pack("<I", len(wav)) + wav[at + 4 :]
+    np.testing.assert_array_equal(load_audio(miscounted, RATE), load_audio(wav, RATE))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("second", [0, 12])
 def test_samples_that_are_not_finite_are_refused_in_any_block(tmp_path, value, second):
@@ -441,6 +460,18 @@ def test_files_that_are_not_open_for_bytes_are_refused(clip):
         pass
     with pytest.raises(AudioError, match=r"^clip\.wav is not open for reading bytes"):
         load_audio(file, RATE)
+
+
+class Upload:
+    """As Starlette has it, and FastAPI."""
+
+    async def read(self, size=-1):
+        return b""
+
+
+def test_reads_that_give_no_bytes_are_refused():
+    with pytest.raises(AudioError, match=r"gives a coroutine where bytes are read; pass its bytes, or a binary file"):
+        load_audio(Upload(), RATE)
 
 
 # -- URLs

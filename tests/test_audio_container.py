@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,7 @@ ENCODED = {
     "tone.mov": (("-c:a", "pcm_s16be", "-movflags", "faststart"), LOSSLESS),
     "tone.wma": ((), LOSSY),
     "alac.caf": (("-c:a", "alac"), LOSSLESS),
+    "flac.oga": (("-c:a", "flac"), LOSSLESS),
 }
 
 
@@ -244,6 +246,22 @@ def test_a_cut_matroska_is_refused_whatever_decodes_it(sounds, decoder):
             load_audio(data[:size], RATE)
     live = encode("live.webm", "-f", "webm", "-live", "1").read_bytes()  # of unknown length
     assert abs(len(load_audio(live, RATE)) - 2 * RATE) <= LOSSY
+
+
+def test_an_ogg_of_flac_that_is_cut_is_refused_whatever_decodes_it(sounds, decoder):
+    encode, _ = sounds
+    data = encode("flac.oga", *ENCODED["flac.oga"][0]).read_bytes()
+    for size in (len(data) // 2, len(data) - 1):
+        with pytest.raises(AudioError, match="is truncated or damaged"):
+            load_audio(data[:size], RATE)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="there is no /dev/fd")
+def test_a_name_of_this_process_alone_is_read(sounds, decoder):
+    encode, _ = sounds
+    path = encode("tone.m4a")
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(load_audio(f"/dev/fd/{file.fileno()}", RATE), load_audio(path, RATE))
 
 
 def test_a_film_without_sound_is_one_sentence(sounds):

@@ -135,6 +135,7 @@ def test_plot_is_a_png(folder, tmp_path, capsys):
         (["{folder}", "--labels", "dog", "--window", "3"], "add one of them, or leave them out"),
         (["{folder}/a noise.wav", "--labels", "dog", "--plot", "no/folder/x.png"], "the folder of no/folder/x.png"),
         (["{folder}/a noise.wav", "--labels", "dog", "--plot", "{folder}"], "is a folder; name a file"),
+        (["/dev/null", "--labels", "dog", "--plot", "x.png"], "/dev/null can be read once; save it to a file first"),
         (["", "--labels", "dog"], "One of the paths is empty"),
         (["{folder}/*.mp3", "--labels", "dog"], "Nothing matches"),
         (["{folder}/empty", "--labels", "dog"], "There are no audio files"),

@@ -3,6 +3,7 @@ import pickle
 import shutil
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -492,6 +493,31 @@ def test_a_broken_input_stops_or_is_returned(tiny_tagger, files, tmp_path):
     assert isinstance(results[1], AudioError)
     assert isinstance(results[2], FileNotFoundError)
     assert_same_scores(results[3], tiny_tagger(files[1], LABELS), 1e-6)
+
+
+class Rows(Sequence):
+    """A column of a data set that decodes its rows: one of them is broken."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        if self.rows[number] is None:
+            raise RuntimeError("Could not open input file\nframe #0")
+        return self.rows[number]
+
+
+def test_a_row_that_cannot_be_decoded_spoils_no_other(tiny_tagger, files):
+    broken = Rows([files[0], None, files[1]])
+    first, error, last = tiny_tagger(broken, LABELS, on_error="return")
+    assert (first, last) == tuple(tiny_tagger(files[:2], LABELS))
+    assert str(error) == "Input 1 cannot be read (Could not open input file); mend it, or leave it out."
+    for rows in (broken, Rows([None])):
+        with pytest.raises(AudioError, match="cannot be read"):
+            tiny_tagger(rows, LABELS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])

@@ -258,7 +258,9 @@ def _open_path(path: str, rate: Any, stack: ExitStack) -> Opened:
         raise AudioError(f"{name} {advice}.") from error
     if not file.seekable():  # a named pipe or /dev/stdin
         return _open_file_object(file, rate, stack)
-    return _open_file(name, file, rate, stack, path)
+    # what lies there has another meaning, or none, for a decoder in another process
+    is_of_this_process = path.startswith(("/dev/", "/proc/"))
+    return _open_file(name, file, rate, stack, None if is_of_this_process else path)
 
 
 def _open_file_object(source: Any, rate: Any, stack: ExitStack) -> Opened:
@@ -277,6 +279,13 @@ def copy_stream(name: str, read: Callable[[int], bytes], target: BinaryIO, deadl
     """Copies a stream that may be endless, up to MAX_DOWNLOAD_BYTES and until `deadline` (time.monotonic())."""
     size = 0
     while chunk := read(2**16):
+        if not isinstance(chunk, (bytes, bytearray, memoryview)):
+            if hasattr(chunk, "close"):  # a coroutine's, which would complain that nobody waited for it
+                chunk.close()
+            raise AudioError(
+                f"{name} gives a {type(chunk).__name__} where bytes are read; pass its bytes, or a binary file (of an "
+                "upload, its .file)."
+            )
         size += len(chunk)
         if size > MAX_DOWNLOAD_BYTES:
             raise AudioError(f"{name} is larger than {MAX_DOWNLOAD_BYTES} bytes; save it to a file and pass its path.")

@@ -26,6 +26,7 @@ DEMUXERS = {
     b"\x1aE\xdf\xa3": "matroska",
     b"0&\xb2u": "asf",
     b"caff": "caf",
+    b"OggS": "ogg",  # with FLAC, Speex or video in it
     b"\xff\xf0": "aac",
     b"\xff\xf1": "aac",
     b"\xff\xf8": "aac",
@@ -57,7 +58,7 @@ def read_behind_tag(file: Any, size: int) -> bytes:
 
 def open_container(name: str, file: Any, demuxer: str, stack: ExitStack, path: str | None) -> tuple[int, Blocks]:
     """Arguments and results as of `open_audio_file`. ffmpeg first, for it streams; torchcodec holds all samples."""
-    if demuxer == "matroska" and _is_cut_matroska(file):
+    if (demuxer == "matroska" and _is_cut_matroska(file)) or (demuxer == "ogg" and is_cut_ogg(file)):
         raise damaged(name)
     if path is None:  # decoders seek, so they want a file rather than a pipe
         path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf_clap_")), "audio")
@@ -97,6 +98,17 @@ def _is_cut_matroska(file: Any) -> bool:
     unknown = (1 << 7 * width) - 1
     length = int.from_bytes(head[start : start + width], "big") & unknown
     return length != unknown and start + width + length > size
+
+
+def is_cut_ogg(file: Any) -> bool:
+    """Whether it does not end with a whole page that is marked as the last one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2**16))  # a page has at most 65,307 bytes
+    tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]  # (27-byte header, table of segment lengths, segments)
+    table = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    is_last = bool(table) and page[5] & 4
+    return not is_last or len(page) < 27 + page[26] + sum(table)
 
 
 def _open_ffmpeg(name: str, ffmpeg: str, path: str, demuxer: str, stack: ExitStack) -> tuple[int, Blocks]:

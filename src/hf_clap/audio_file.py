@@ -1,5 +1,6 @@
 """One encoded file -> blocks of samples: by soundfile, with what it leaves unsaid about cut files."""
 
+import io
 import os
 import struct
 from collections.abc import Callable
@@ -10,8 +11,19 @@ from typing import Any, cast
 import numpy as np
 import soundfile as sf
 
-from .audio_container import BLOCK_S, MAX_BLOCK, Blocks, damaged, demuxer_of, open_container, read_behind_tag
+from .audio_container import (
+    BLOCK_S,
+    MAX_BLOCK,
+    Blocks,
+    damaged,
+    demuxer_of,
+    is_cut_ogg,
+    open_container,
+    read_behind_tag,
+)
 from .waveform import AudioError
+
+MAX_REST = 2**20  # bytes behind a recording in which another one is looked for
 
 INT16_SCALE = np.float32(1 / 32768)
 
@@ -80,13 +92,18 @@ def open_audio_file(name: str, file: Any, stack: ExitStack, path: str | None = N
     _refuse_cut_file(name, file, size, sound)
     promised = sound.frames if _states_length(file, sound) else None
     file.seek(position)
-    return sound.samplerate, _read_sound(name, tell, size, sound, promised)
+
+    def rest() -> bytes:
+        file.seek(tell())  # as far as libsndfile has read
+        return cast(bytes, file.read(MAX_REST))
+
+    return sound.samplerate, _read_sound(name, rest, sound, promised)
 
 
-def _read_sound(name: str, tell: Callable[[], int], size: int, sound: sf.SoundFile, promised: int | None) -> Blocks:
+def _read_sound(name: str, rest: Callable[[], bytes], sound: sf.SoundFile, promised: int | None) -> Blocks:
     """
-    Blocks of a file; `promised` samples must come, unless the header says nothing of its length (None). `tell` says
-    how far libsndfile has read.
+    Blocks of a file; `promised` samples must come, unless the header says nothing of its length (None). `rest` gives
+    what libsndfile has not read, or the beginning of it.
     """
     block_size = min(round(BLOCK_S * sound.samplerate), MAX_BLOCK // sound.channels)
     is_int16 = sound.subtype == "PCM_16"  # read as they are and scaled here: a fifth of libsndfile's time, same values
@@ -105,9 +122,25 @@ def _read_sound(name: str, tell: Callable[[], int], size: int, sound: sf.SoundFi
     slack = 2304 if sound.subtype.startswith("MPEG_LAYER") else 0
     if promised is not None and done < promised - slack:
         raise _truncated(name, promised / sound.samplerate, done / sound.samplerate)
+    if sound.format not in ("MP3", "OGG") or len(unread := rest()) <= 4096:
+        return
     # An MP3 of varying bit rate without a Xing header: libsndfile guesses its length, and stops there.
-    if promised is None and sound.format == "MP3" and size - tell() > 4096:
+    if promised is None:
         raise AudioError(f"{name} is an MP3 that does not state its length; convert it, e.g. with ffmpeg, to FLAC.")
+    # Files that somebody joined, and radio's Ogg: libsndfile stops after the first. Behind an MP3 may be tags too.
+    if sound.format == "OGG" or _is_sound(unread):
+        raise AudioError(
+            f"{name} holds several recordings, one after the other, of which only the first can be read; convert it, "
+            "e.g. with ffmpeg, to FLAC."
+        )
+
+
+def _is_sound(data: bytes) -> bool:
+    try:
+        sf.SoundFile(io.BytesIO(data)).close()
+    except sf.LibsndfileError:
+        return False
+    return True
 
 
 def _truncated(name: str, promised_s: float, held_s: float) -> AudioError:
@@ -181,18 +214,11 @@ def _refuse_cut_file(name: str, file: Any, size: int, sound: sf.SoundFile) -> No
         offset, promised = chunk
         # from just below 2**31 on, a size is what programs write to a pipe, as sox (0x7ffff000) and ffmpeg (2**32 - 1)
         longest = 2**62 if sound.format in ("RF64", "W64") else 0x7FFF0000
-        if 0 < size - offset < promised < longest:
+        # some writers count the header too
+        if 0 < size - offset < promised - offset < longest:
             raise _truncated(name, seconds * promised / (size - offset), seconds)
-    if sound.format == "OGG":
-        file.seek(max(0, size - 2**16))  # a page has at most 65,307 bytes
-        tail = file.read()
-        page = tail[tail.rfind(b"OggS") :]  # (27-byte header, table of segment lengths, segments)
-        table = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        marked_last = bool(table) and page[5] & 4
-        if not marked_last or len(page) < 27 + page[26] + sum(table):
-            raise AudioError(
-                f"{name} is truncated: it ends after {seconds:.2f} s without its end mark; copy it again."
-            )
+    if sound.format == "OGG" and is_cut_ogg(file):
+        raise AudioError(f"{name} is truncated: it ends after {seconds:.2f} s without its end mark; copy it again.")
 
 
 def _states_length(file: Any, sound: sf.SoundFile) -> bool:

@@ -132,6 +132,8 @@ def _tag(options: argparse.Namespace) -> int:
     paths = list(_find_audio(options.audio))
     if options.plot and len(paths) != 1:
         raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
+    if options.plot and Path(paths[0]).exists() and not Path(paths[0]).is_file():
+        raise ValueError(f"--plot reads its file twice, and {paths[0]} can be read once; save it to a file first.")
     if options.plot:
         from .plot import plot_timeline  # matplotlib is an extra: say so before the work, not after it
     settings = {

@@ -4,6 +4,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice, repeat
 from numbers import Integral, Real
 from os import PathLike
@@ -22,7 +23,7 @@ from .modeling_hf_clap import HfClapModel
 from .onnx_model import HfClapOnnxModel, OnnxEmbedder
 from .processing_hf_clap import HfClapProcessor
 from .prompts import DEFAULT_TEMPLATE, check_templates, check_unicode
-from .waveform import is_batch
+from .waveform import AudioError, is_batch
 
 logger = logging.getLogger(__name__)
 
@@ -178,14 +179,15 @@ class HfClapPipeline:
         sizes: Iterable[int] = repeat(self.embedder.batch_size)
         if isinstance(inputs, Sequence):  # others may have a length that they cannot say
             if len(inputs) == 1:  # nothing to do in parallel: all cores take part in each step
-                yield from self.embedder.group(list(inputs), sampling_rate, window, hop)
+                yield from self.embedder.group(list(_items(inputs)), sampling_rate, window, hop)
                 return
             rounds = math.ceil(len(inputs) / (self.embedder.batch_size * self.embedder.workers))
             count = max(1, rounds * self.embedder.workers)  # of groups, shared out evenly among the cores
             even = [(len(inputs) + index) // count for index in reversed(range(count))]
             sizes = chain(even, sizes)  # there may be more than it says
         failures: list[Exception] = []
-        groups = _groups(iter(inputs), sizes, failures)
+        items = _items(inputs) if isinstance(inputs, Sequence) else iter(inputs)
+        groups = _groups(items, sizes, failures)
         for clips in self.embedder.windows(groups, sampling_rate, window, hop):
             yield from clips
         if failures:
@@ -329,6 +331,28 @@ def pipeline(
         name = str(loaded.dtype).removeprefix("torch.")
         logger.warning("This CPU has no %s arithmetic and takes many times as long; choose dtype float32.", name)
     return HfClapPipeline(loaded, processor, batch_size)
+
+
+def _items(inputs: Sequence[Any]) -> Iterator[Any]:
+    """
+    One after the other; in the place of one that cannot be had, such as a row that `datasets` cannot decode, a
+    function that says so when it is called. The others can be had all the same.
+    """
+    if isinstance(inputs, (list, tuple)):
+        yield from inputs
+        return
+    for number in range(len(inputs)):
+        try:
+            yield inputs[number]
+        except IndexError:
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            yield partial(_refuse, f"Input {number} cannot be read ({reason}); mend it, or leave it out.")
+
+
+def _refuse(sentence: str) -> Any:
+    raise AudioError(sentence)
 
 
 def _groups(inputs: Iterator[Any], sizes: Iterable[int], failures: list[Exception]) -> Iterator[list[Any]]:

@@ -203,4 +203,7 @@ def is_batch(audio: Any) -> bool:
     """Whether `audio` is several clips: a list, or a column of `datasets`, of something else than numbers."""
     if not isinstance(audio, Sequence) or isinstance(audio, (str, bytes, bytearray, memoryview)):
         return False
-    return len(audio) == 0 or not isinstance(audio[0], (int, float, np.number))
+    try:
+        return len(audio) == 0 or not isinstance(audio[0], (int, float, np.number))
+    except (OSError, RuntimeError, ValueError):  # of a row that `datasets` cannot decode
+        return True
