@@ -470,6 +470,22 @@ def test_recordings_that_are_gone_are_not_forgotten(library, embedder, tmp_path)
     assert (done.recordings, done.kept, output.read_bytes()) == (CLIPS, CLIPS, before)
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_the_journal_alone(library, embedder, tmp_path, monkeypatch):
+    output, written = tmp_path / "sounds.parquet", IndexWriter._write_rows
+
+    def full(writer):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(IndexWriter, "_write_rows", full)
+    sentence = rf"^{output} cannot be written \(.*No space left on device\); see that there is room, and that it is"
+    with pytest.raises(OSError, match=sentence):
+        embed_corpus(Corpus(library), output, embedder, window_s=1.0)
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".journal", ".lock"]
+    monkeypatch.setattr(IndexWriter, "_write_rows", written)
+    done = embed_corpus(Corpus(library), output, embedder, window_s=1.0)
+    assert (done.recordings, done.kept) == (CLIPS, CLIPS)
+
+
 def test_another_split_is_another_source(library, tmp_path, capfd):
     (tmp_path / "data").mkdir()
     for split, name in (("train", "00.wav"), ("test", "03.wav")):
@@ -481,7 +497,11 @@ def test_another_split_is_another_source(library, tmp_path, capfd):
     before = (tmp_path / "x.parquet").read_bytes()
     capfd.readouterr()
     assert cli.main([*arguments, "--split", "test"]) == 2
-    assert f"source={tmp_path}/data, and this is {tmp_path}/data, split test; choose" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"source=rows in {tmp_path}/data, and this is rows in {tmp_path}/data, split test; choose" in said
+    shutil.copy(library / "00.wav", tmp_path / "data" / "sample.wav")  # beside the shards, of which none would be read
+    assert cli.main(arguments) == 2
+    assert f"source=rows in {tmp_path}/data, and this is {tmp_path}/data; choose" in capfd.readouterr().err
     assert (tmp_path / "x.parquet").read_bytes() == before
 
 

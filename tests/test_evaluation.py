@@ -215,6 +215,39 @@ def test_folds_of_the_data_need_both_parts(fold, sentence):
         evaluate(embed_task(task, TaskData(tuple(clips), "folder"), embedder), embedder, "probe")
 
 
+def test_dealt_folds_keep_copies_of_a_sound_together(few_draws):
+    """Else a probe would be tested on what it has learned by heart."""
+    task = Task("noises", "Noises", "accuracy", classes=("a", "b"), folds=())
+    clips = [
+        Clip(f"{copy}/{number}", partial(audio_of, number), (number % 2,)) for number in range(20) for copy in "xyz"
+    ]
+    vectors = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    embedder = FakeEmbedder(vectors, {})
+    embedded = embed_task(task, TaskData(tuple(clips), "folder"), embedder)
+    for train, test in evaluation._folds(embedded, 0)[0].values():
+        assert {embedded.contents[row] for row in train}.isdisjoint(embedded.contents[row] for row in test)
+
+
+def test_no_dealt_fold_is_empty(few_draws):
+    """As scikit-learn's may be, where each of few clusters is of one class."""
+    clusters, labels = np.repeat(np.arange(5), [2, 5, 4, 3, 5]), np.repeat([0, 0, 1, 0, 1], [2, 5, 4, 3, 5])
+    task = Task("voices", "Voices", "accuracy", classes=("a", "b"), folds=())
+    clips = [
+        Clip(f"{number}", partial(audio_of, number), (int(label),), cluster=f"{cluster}")
+        for number, (cluster, label) in enumerate(zip(clusters, labels, strict=True))
+    ]
+    embedder = FakeEmbedder(np.eye(len(clips), dtype=np.float32), {})
+    embedded = embed_task(task, TaskData(tuple(clips), "folder"), embedder)
+    smallest = 99
+    for seed in range(40):
+        folds = evaluation._folds(embedded, seed)[0]
+        smallest = min(smallest, len(folds))
+        assert all(len(test) for _, test in folds.values())
+        assert sorted(np.concatenate([test for _, test in folds.values()])) == list(range(len(clips)))
+        assert list(folds) == [str(number) for number in range(1, len(folds) + 1)]
+    assert smallest < 5  # there was one to leave out
+
+
 def test_one_fold_to_test_on_may_have_another_to_validate_on_beside_it():
     task = dataclasses.replace(TASKS["esc10"], folds=())
     names = "train", "valid", "test", "train"
@@ -313,6 +346,17 @@ def test_retrieval_is_of_clips_and_all_their_captions(few_draws):
     assert result.chance == pytest.approx((3 * 0.5 + 1) / 4)
 
 
+def test_the_interval_of_retrieval_is_over_draws_of_clips():
+    """Where all captions of a clip find the same, it is as wide as if each clip had one caption."""
+    data, vectors, of_text = made_up(TASKS["clotho"], 30)
+    order = np.arange(30)
+    order[:10] = order[:10].reshape(5, 2)[:, ::-1].reshape(10)  # ten clips are taken for others
+    embedder = FakeEmbedder(vectors, of_text, order)
+    result = evaluate(embed_task(TASKS["clotho"], data, embedder), embedder)
+    assert (result.value, result.n) == (pytest.approx(20 / 30), 150)
+    assert result.ci95 == pytest.approx(metrics.bootstrap_interval([(30, metrics.mean_of(order == np.arange(30)))], 0))
+
+
 def test_zero_shot_says_what_the_pipeline_says(tiny_tagger, tmp_path):
     """On real sounds, to the class."""
     names = ("siren", "rain", "church bell", "helicopter", "ticking clock", "dial tone")
@@ -367,6 +411,15 @@ def test_what_was_embedded_is_not_embedded_again(tiny_model, processor, sounds, 
     next(other.model.audio_model.parameters()).data[0] += 0.1
     embed_task(SOUNDS, load_task(SOUNDS, [sounds]), other, cache)
     assert sum(map(len, asked)) == 41
+
+
+def test_what_other_versions_have_embedded_is_embedded_again(tiny_model, processor, sounds, monkeypatch):
+    embedder, cache = Embedder(tiny_model, processor), ArrayCache(sounds / "cache.sqlite")
+    embed_task(SOUNDS, load_task(SOUNDS, [sounds]), embedder, cache)
+    before = cache.all_keys()
+    monkeypatch.setattr(hf_clap, "__version__", "99")
+    embed_task(SOUNDS, load_task(SOUNDS, [sounds]), embedder, cache)
+    assert len(cache.all_keys()) == 2 * len(before) == 80
 
 
 def test_the_same_sound_twice_is_embedded_once(tiny_model, processor, sounds, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .array_cache import DEFAULT_FOLDER, ArrayCache
@@ -262,8 +263,6 @@ def _row(result: TaskResult) -> str:
 
 def _plot(folder: Path, number: str, result: TaskResult) -> None:
     """The classes of a result as bars and, where each clip has one, what they were taken for."""
-    from sklearn.metrics import confusion_matrix
-
     from .plot import plot_classes, plot_confusion
 
     if not result.per_class:
@@ -276,9 +275,9 @@ def _plot(folder: Path, number: str, result: TaskResult) -> None:
     if result.metric == "accuracy":
         true, predicted = ([item[key] for item in result.items] for key in ("label", "predicted"))
         classes = sorted({*true, *predicted})
-        plot_confusion(
-            folder / f"{name}-confusion.png", title, classes, confusion_matrix(true, predicted, labels=classes)
-        )
+        counts = np.zeros((len(classes), len(classes)), dtype=int)
+        np.add.at(counts, tuple(np.searchsorted(classes, labels) for labels in (true, predicted)), 1)
+        plot_confusion(folder / f"{name}-confusion.png", title, classes, counts)
 
 
 def prompt_in_words(result: TaskResult) -> str:

@@ -165,13 +165,15 @@ def _source_of(corpus: Corpus) -> str:
     names = corpus.source if isinstance(corpus.source, (list, tuple)) else [corpus.source]
     places = [type(corpus.source).__name__]
     if all(isinstance(name, (str, PathLike)) for name in names):
-        places = list(map(_place_of, names))
+        places = [_place_of(name, is_data_set=corpus.folder is None) for name in names]
     return ", ".join(places if corpus.split == "train" else [*places, f"split {corpus.split}"])
 
 
-def _place_of(name: str | PathLike[str]) -> str:
+def _place_of(name: str | PathLike[str], is_data_set: bool) -> str:
     is_here = os.path.exists(name) or glob.glob(os.fspath(name))
-    return Path(os.path.abspath(name) if is_here else name).as_posix()
+    # a sound that comes to a folder of shards makes it one of recordings, which is another source
+    kind = "rows in " if is_data_set and os.path.isdir(name) else ""
+    return kind + Path(os.path.abspath(name) if is_here else name).as_posix()
 
 
 def groups_of(corpus: Iterable[Recording], batch_size: int) -> Iterator[list[Recording]]:

@@ -1,11 +1,8 @@
 """Tasks and a model -> results: zero-shot, probe, fine-tuned, retrieval, as Elizalde et al. 2022 define them."""
 
-import platform
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +16,7 @@ from .metrics import WEIGHTED, bootstrap_interval, chance, classification_metric
 from .prompts import Prompts
 from .retrieval import mean_metrics, rankings
 from .supervised import BATCH_SIZE, EPOCHS, FINETUNE_LEARNING_RATE, HIDDEN_UNITS, PROBE_LEARNING_RATE, finetune, probe
-from .task_embedding import EmbeddedTask, sha256_of
+from .task_embedding import EmbeddedTask, sha256_of, versions
 from .task_result import TaskResult
 from .tasks import TRAIN_AND_TEST
 
@@ -135,16 +132,6 @@ def _text_embeds(texts: Sequence[str], embedder: Embedder) -> np.ndarray:
     return embeds
 
 
-def versions() -> dict[str, str]:
-    """Of what has a part in every number."""
-    packages = ("torch", "transformers", "numpy", "scikit-learn", "soundfile", "soxr")
-    return {
-        "python": platform.python_version(),
-        "hf_clap": sys.modules[__package__].__version__,  # of the code that runs, whatever pip last installed
-        **{package: version(package) for package in packages},
-    }
-
-
 def _targets(embedded: EmbeddedTask) -> np.ndarray:
     """`(clips, classes)` booleans."""
     targets = np.zeros((len(embedded.clips), len(embedded.task.classes)), dtype=bool)
@@ -188,10 +175,14 @@ def _folds(embedded: EmbeddedTask, seed: int) -> tuple[dict[str, tuple[np.ndarra
 
 
 def _deal(embedded: EmbeddedTask, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Folds with the classes in like shares, and clips of one cluster in one fold."""
+    """Folds with the classes in like shares; clips of one cluster, or of one sound, are in one fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    clusters = [clip.cluster or clip.name for clip in embedded.clips]
+    name_of: dict[str, str] = {}  # the first one of a sound that has several
+    clusters = [
+        clip.cluster or name_of.setdefault(content, clip.name)
+        for clip, content in zip(embedded.clips, embedded.contents, strict=True)
+    ]
     count = min(DEALT_FOLDS, len(set(clusters)))
     if count < 2:
         raise ValueError(f"The clips of {embedded.task.title} are all of one cluster; training needs at least two.")
@@ -202,8 +193,9 @@ def _deal(embedded: EmbeddedTask, seed: int) -> dict[str, tuple[np.ndarray, np.n
     dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # then a fold or two lack it
-        dealt = dealer.split(np.zeros(len(labels)), labels, clusters)
-        return {str(number): fold for number, fold in enumerate(dealt, start=1)}
+        dealt = list(dealer.split(np.zeros(len(labels)), labels, clusters))
+    # of few clusters that are unlike each other, it may leave a fold without any
+    return {str(number): fold for number, fold in enumerate((fold for fold in dealt if len(fold[1])), start=1)}
 
 
 def _recipe(setting: str, layers: int, epochs: int) -> dict[str, Any]:
@@ -305,9 +297,12 @@ def _retrieve(embedded: EmbeddedTask, embedder: Embedder, seed: int) -> dict[str
     both_ways = rankings(sounds, texts, captions, clips)
     metrics, found = mean_metrics(both_ways), both_ways["text_to_audio"]
     hits = found.metrics()["r@1"].numpy()
+    # clips are drawn, each with its captions: what one of them finds, the others find more often than not
+    drawn, clip_of = np.unique(clips[found.first].numpy(), return_inverse=True)
+    mean = mean_of(hits)
     return {
         "value": metrics["text_to_audio_r@1"],
-        "ci95": bootstrap_interval([(len(hits), mean_of(hits))], seed),
+        "ci95": bootstrap_interval([(len(drawn), lambda weights: mean(weights[:, clip_of]))], seed),
         "chance": float(found.relevant.double().mean() / len(tested)),
         "n": len(hits),
         "metrics": metrics,

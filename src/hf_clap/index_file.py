@@ -24,6 +24,7 @@ from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 
 from .array_cache import ArrayCache
+from .whole_file import writing
 
 try:
     import pyarrow as pa
@@ -182,28 +183,40 @@ class IndexWriter:
     ) -> None:
         with self._stack:  # which gives back the lock last of all
             if kind is not None:
-                for name, file in (("rows", self._parquet), ("failed", self._failures)):
-                    with suppress(OSError):  # of a full disk, which is the error already
-                        file.close()  # Windows removes no open file, and no other gives its room back
-                    self._beside(name).unlink()
-                self._write_journal()  # for which there is room now, if there was none
-                if not self._journal.all_keys():
-                    self._journal.path.unlink(missing_ok=True)
+                self._give_up()
                 return
-            self._write_journal()
-            self._write_rows()
-            counted = {"recordings": self.recordings, "windows": self.windows, "rows_sha256": self._digest.hexdigest()}
-            self._parquet.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(self.info) | counted)})
-            self._parquet.close()
-            self._failures.close()
-            os.replace(self._beside("rows"), self.output)
-            if self.failed:
-                os.replace(self._beside("failed"), self.failed_file)
-            else:
-                self.failed_file.unlink(missing_ok=True)
-                self._beside("failed").unlink()
-            for journal in self.output.parent.glob(f".{glob.escape(self.output.name)}.????????????.journal"):
-                journal.unlink()
+            try:
+                with writing(self.output):
+                    self._finish()
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _finish(self) -> None:
+        self._write_journal()
+        self._write_rows()
+        counted = {"recordings": self.recordings, "windows": self.windows, "rows_sha256": self._digest.hexdigest()}
+        self._parquet.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(self.info) | counted)})
+        self._parquet.close()
+        self._failures.close()
+        os.replace(self._beside("rows"), self.output)
+        if self.failed:
+            os.replace(self._beside("failed"), self.failed_file)
+        else:
+            self.failed_file.unlink(missing_ok=True)
+            self._beside("failed").unlink()
+        for journal in self.output.parent.glob(f".{glob.escape(self.output.name)}.????????????.journal"):
+            journal.unlink()
+
+    def _give_up(self) -> None:
+        """Leave the journal alone, from which a later run goes on."""
+        for name, file in (("rows", self._parquet), ("failed", self._failures)):
+            with suppress(OSError):  # of a full disk, which is the error already
+                file.close()  # Windows removes no open file, and no other gives its room back
+            self._beside(name).unlink(missing_ok=True)
+        self._write_journal()  # for which there is room now, if there was none
+        if not self._journal.all_keys():
+            self._journal.path.unlink(missing_ok=True)
 
     def _beside(self, name: str) -> Path:
         return self.output.with_name(f".{self.output.name}.{name}")

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -92,6 +95,16 @@ def embed_task(task: Task, data: TaskData, embedder: Embedder, cache: ArrayCache
     )
 
 
+def versions() -> dict[str, str]:
+    """Of what has a part in every number."""
+    packages = ("torch", "transformers", "numpy", "scikit-learn", "soundfile", "soxr")
+    return {
+        "python": platform.python_version(),
+        "hf_clap": sys.modules[__package__].__version__,  # of the code that runs, whatever pip last installed
+        **{package: version(package) for package in packages},
+    }
+
+
 def sha256_of(value: Any) -> str:
     """Of anything that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -104,7 +117,7 @@ def _embed(
     By content. Clips are embedded by eights, in the order of the task, and each eight is kept as a whole: an embedding
     then has the same bits whether or not a run was broken off before.
     """
-    fingerprint = embedder.fingerprint
+    fingerprint = f"{embedder.fingerprint} {sha256_of(versions())}"
     key_of = {content: f"{fingerprint} {content}" for content in clips}
     kept = cache.get(key_of.values()) if cache else {}
     results: dict[str, ClipEmbedding | Exception] = {

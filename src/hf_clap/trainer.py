@@ -542,8 +542,10 @@ class _SaveWhenTerminated(TrainerCallback):
         self.of_transformers: Any = trainer.pop_callback(JITCheckpointCallback)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        requested = torch.tensor(self.of_transformers.jit_manager.is_checkpoint_requested, dtype=torch.float32)
-        if self.accelerator.reduce(requested.to(self.accelerator.device)) > 0:
+        manager = self.of_transformers.jit_manager
+        requested = torch.tensor(float(manager.is_checkpoint_requested), device=self.accelerator.device)
+        if self.accelerator.reduce(requested) > 0:
+            manager.is_checkpoint_requested = False
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *arguments: Any, **options: Any) -> None:
