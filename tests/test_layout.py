@@ -89,7 +89,7 @@ MAY_IMPORT = {
     "audio_file": {"audio_container", "waveform"},
     "audio": {"audio_container", "audio_file", "waveform"},
     "corpus": {"pair_columns", "rows"},
-    "index_file": {"array_cache"},
+    "index_file": {"array_cache", "whole_file"},
     "corpus_embedding": {
         "audio",
         "corpus",

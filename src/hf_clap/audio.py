@@ -308,7 +308,7 @@ def _download(url: str, stack: ExitStack) -> tuple[str, str]:
         url = parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # spaces and letters that HTTP cannot carry
         call = request.Request(url, headers={"User-Agent": "hf_clap"})  # some hosts refuse urllib's own name
         with request.urlopen(call, timeout=timeout) as response, open(path, "wb") as file:
-            if not response.url.startswith(("http://", "https://")):  # urllib follows redirects to ftp too
+            if not response.url.lower().startswith(("http://", "https://")):  # urllib follows redirects to ftp too
                 raise AudioError(
                     f"{name} is sent on to a URL that is not http or https; download it and pass its path."
                 )

@@ -16,7 +16,6 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
-from .embedding import active_adapters
 from .feature_extraction_hf_clap import HfClapFeatureExtractor
 from .whole_file import whole_file, writing
 
@@ -162,7 +161,8 @@ def training_card(
         eval_results=eval_results or None,
     )
     origin = f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
-    use = USE_OF_ADAPTERS if purpose.tag == "tagging" and active_adapters(model) else purpose.use
+    has_adapters = any("merged_adapters" in vars(layer) for layer in model.modules())  # of peft
+    use = USE_OF_ADAPTERS if purpose.tag == "tagging" and has_adapters else purpose.use
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title}\n",
