@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from huggingface_hub import ModelCard
 
 import hf_clap
@@ -357,3 +358,22 @@ def test_card_of_a_checkpoint(root, tmp_path, capsys, small_checkpoint):
     assert f"| ESC-10 | zero-shot | accuracy | **{zero_shot.value:.3f}** |" in card.text
     assert cli.main(["card", str(folder), "--results", str(tmp_path / "none.json")]) == 2
     assert "none.json holds no results" in capsys.readouterr().err
+
+
+def test_a_card_is_of_the_weights_that_were_measured(root, tmp_path, capsys, small_checkpoint):
+    folder, output = tmp_path / "my-clap", tmp_path / "results.json"
+    model = hf_clap.HfClapModel.from_pretrained(small_checkpoint)
+    model.save_pretrained(folder)
+    hf_clap.HfClapProcessor.from_pretrained(small_checkpoint).save_pretrained(folder)
+    arguments = ["--task", "esc10", "--data-root", root, "--cache-dir", tmp_path / "cache", "--output", output]
+    assert run(*arguments, "--model", folder, "--dtype", "bfloat16") == 0
+    renamed = folder.rename(tmp_path / "renamed")
+    assert cli.main(["card", str(renamed), "--results", str(output)]) == 0
+    before = (renamed / "README.md").read_bytes()
+    with torch.no_grad():
+        model.logit_scale += 0.5
+    model.save_pretrained(renamed)  # as after some more training
+    capsys.readouterr()
+    assert cli.main(["card", str(renamed), "--results", str(output)]) == 2
+    assert f"{renamed} has others; run `hf-clap eval` with it, and name what that writes." in capsys.readouterr().err
+    assert (renamed / "README.md").read_bytes() == before

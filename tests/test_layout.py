@@ -180,6 +180,7 @@ MAY_IMPORT = {
         "comparison",
         "embedding",
         "evaluation",
+        "loading",
         "model_card",
         "pipeline",
         "plot",

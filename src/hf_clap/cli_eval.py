@@ -17,6 +17,7 @@ from .benchmark_card import benchmark_card
 from .cli_options import add_batch_size, add_model, at_least_one, file_to_write
 from .comparison import ALPHA, OF_CLASSES, compare
 from .embedding import Embedder
+from .loading import load_model, load_processor
 from .model_card import write_card
 from .pipeline import pipeline
 from .prompts import SWEEP, Prompts, read_descriptions
@@ -89,9 +90,23 @@ def add_card(commands: Any) -> None:
 
 def run_card(options: argparse.Namespace) -> int:
     """Write a card; returns the exit code."""
-    card = benchmark_card(options.model, read_results(options.results))
+    results = read_results(options.results)
+    card = benchmark_card(options.model, results)
+    _check_origin(results[0], options.model)  # they are of one model
     print(write_card(options.model, card))
     return 0
+
+
+def _check_origin(result: TaskResult, folder: Path) -> None:
+    """A ValueError where a result is not of the folder's weights and settings, in whatever precision."""
+    source = str(folder)
+    models = (load_model(source, dtype=dtype) for dtype in ("auto", "float32", "bfloat16", "float16"))
+    processor = load_processor(source)
+    if all(Embedder(model, processor).weights_sha256 != result.weights for model in models):
+        raise ValueError(
+            f"The results are of {result.model} with the weights {result.weights[:16]}, and {folder} has others; run "
+            "`hf-clap eval` with it, and name what that writes."
+        )
 
 
 def run_eval(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
