@@ -150,8 +150,10 @@ MAY_IMPORT = {
         "optimization",
         "pair_loader",
         "retrieval",
+        "training_arguments",
         "training_checkpoint",
     },
+    "training_arguments": {"data"},
     "task_classes": set(),
     "tasks": {"prompts", "task_classes"},
     "task_data": {"tasks"},
@@ -265,6 +267,7 @@ def test_every_module_has_its_place_and_its_test_file():
         "supervised": "evaluation",
         "task_classes": "tasks",
         "task_embedding": "evaluation",
+        "training_arguments": "trainer",
         "waveform": "feature_extraction_hf_clap",
     }
     for module in modules:

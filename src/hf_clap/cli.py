@@ -130,11 +130,11 @@ def _tag(options: argparse.Namespace) -> int:
     if windows != {"window_s": None, "hop_s": None} and not (options.timestamps or options.plot):
         raise ValueError("--window and --hop are for --timestamps and --plot; add one of them, or leave them out.")
     paths = list(_find_audio(options.audio))
-    if options.plot and len(paths) != 1:
-        raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
-    if options.plot and Path(paths[0]).exists() and not Path(paths[0]).is_file():
-        raise ValueError(f"--plot reads its file twice, and {paths[0]} can be read once; save it to a file first.")
     if options.plot:
+        if len(paths) != 1:
+            raise ValueError(f"--plot draws one file, but there are {len(paths)}; name one.")
+        if Path(paths[0]).exists() and not Path(paths[0]).is_file():
+            raise ValueError(f"--plot reads its file twice, and {paths[0]} can be read once; save it to a file first.")
         from .plot import plot_timeline  # matplotlib is an extra: say so before the work, not after it
     settings = {
         "candidate_labels": _read_labels(options),

@@ -72,9 +72,9 @@ class HfClapProcessor(ProcessorMixin):
         if text is None and audio is None:
             raise ValueError("There is nothing to process; pass text=…, audio=… or both.")
         fields: dict[str, Any] = {}
-        if text is not None and not isinstance(text, str) and len(text) == 0:
-            raise ValueError("The list of texts is empty; pass at least one text.")
         if text is not None:
+            if not isinstance(text, str) and len(text) == 0:
+                raise ValueError("The list of texts is empty; pass at least one text.")
             fields |= self.tokenizer(
                 text, padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors
             )

@@ -56,13 +56,13 @@ def open_rows(source: Any, split: str, streaming: bool = True) -> Any:
             raise PairError(
                 f"{source!r} are not files of one kind; pass files that all end with one of {', '.join(BUILDERS)}."
             )
+    if isinstance(source, datasets.Dataset) and source.format["type"] == "custom":
+        raise PairError("Transforms on the fly (with_transform) are not read; use the data set's map.")
+    source = source.with_format(None)
     if isinstance(source, datasets.Dataset):
         if not len(source):
             raise PairError("The data set has no rows.")
-        if source.format["type"] == "custom":
-            raise PairError("Transforms on the fly (with_transform) are not read; use the data set's map.")
-        source = source.with_format(None).to_iterable_dataset(num_shards=min(64, len(source)))
-    source = source.with_format(None)
+        source = source.to_iterable_dataset(num_shards=min(64, len(source)))
     return source if source.features is None else source.decode(False)
 
 
